@@ -1,0 +1,47 @@
+"""Taskyard: typed background tasks, kept in Postgres, dispatched through Celery, done by plugins.
+
+What is exported here is what plugin authors import; it is the public interface.
+"""
+
+from taskyard.errors import (
+    AddressRefused,
+    ConfigurationError,
+    InvalidHandler,
+    InvalidInput,
+    RetryLater,
+    TaskCancelled,
+    TaskFailed,
+    TaskyardError,
+    UnknownTaskType,
+)
+from taskyard.handlers import Context, Handler, Retry, handler
+from taskyard.hookspecs import hookimpl
+from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
+from taskyard.outbound import http_client, read_limited, retry_after
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AddressRefused",
+    "ConfigurationError",
+    "Context",
+    "DeliveryContext",
+    "Event",
+    "Handler",
+    "InvalidHandler",
+    "InvalidInput",
+    "Notifier",
+    "Retry",
+    "RetryLater",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskInfo",
+    "TaskyardError",
+    "UnknownTaskType",
+    "__version__",
+    "handler",
+    "hookimpl",
+    "http_client",
+    "read_limited",
+    "retry_after",
+]

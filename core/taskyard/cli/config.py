@@ -1,0 +1,86 @@
+"""Look at the settings, and check them."""
+
+from __future__ import annotations
+
+import typer
+
+from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, write_json, write_table
+from taskyard.database import database_url
+from taskyard.dispatch.app import check_broker_url
+from taskyard.errors import ConfigurationError
+from taskyard.masking import mask
+from taskyard.modelinfo import Key
+from taskyard.plugins import WAITING, is_waiting, load_plugins_for
+from taskyard.settings import Settings, load_settings, load_with_places
+
+app = typer.Typer(help="Look at the settings, and check them.", no_args_is_help=True)
+
+
+@app.command()
+def show(as_json: AsJson = False) -> None:
+    """Show every setting and where it came from; secrets are masked."""
+    loaded = load_with_places()
+    masked = mask(loaded.settings)
+    if as_json:
+        write_json(masked)
+        return
+    rows = []
+    for section, values in masked.items():
+        for name, value in values.items() if isinstance(values, dict) else [("", values)]:
+            rows.append((f"{section}.{name}".rstrip("."), value, _place((section, name), loaded.places)))
+    write_table(("SETTING", "VALUE", "FROM"), rows, fold=("VALUE", "FROM"))
+
+
+def _place(key: Key, places: dict[Key, str]) -> str:
+    """Where a setting came from; a plugin's table may come from several places."""
+    wanted = tuple(part for part in key if part)
+    return ", ".join(dict.fromkeys(place for other, place in places.items() if other[: len(wanted)] == wanted)) or "default"
+
+
+@app.command()
+def check(as_json: AsJson = False) -> None:
+    """Check the settings, the plugins' options and the routes; exit with 1 if anything is wrong."""
+    problems = _problems()
+    if as_json:
+        write_json({"ok": not problems, "problems": problems})
+    elif problems:
+        for problem in problems:
+            say(problem)
+    else:
+        console().print("The configuration is fine.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _problems() -> list[str]:
+    keep_plugins_quiet()
+    try:
+        settings = load_settings()
+    except ConfigurationError as error:
+        return str(error).splitlines()
+    return _url_problems(settings) + _plugin_problems(settings)
+
+
+def _url_problems(settings: Settings) -> list[str]:
+    """Unset URLs are no problem: `taskyard up` brings its own servers."""
+    problems = []
+    try:
+        if settings.database.url is not None:
+            database_url(settings.database, "psycopg")
+    except ConfigurationError as error:
+        problems.append(str(error))
+    try:
+        if settings.broker.url is not None:
+            check_broker_url(settings.broker)
+    except ConfigurationError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _plugin_problems(settings: Settings) -> list[str]:
+    try:
+        registry = load_plugins_for(settings)
+    except ConfigurationError as error:
+        return str(error).splitlines()
+    failed = [f"plugin {plugin.name!r} ({plugin.distribution}): {plugin.reason}" for plugin in registry.plugins if plugin.state == "failed"]
+    return failed + [f"route {route.name!r} to {route.notifier!r}: {WAITING}." for route in settings.routes if is_waiting(registry, route)]

@@ -1,0 +1,189 @@
+"""Make access keys, and end them. Speaks to the database and not to the service: the first key can't be asked for with a key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+from sqlalchemy import Connection
+
+from taskyard import durations, keys, queries
+from taskyard.cli.output import AsJson, local_time, say, write_json, write_pairs, write_table
+from taskyard.database import database_url, outages_named, sync_engine
+from taskyard.errors import Unavailable
+from taskyard.keys import NewKey
+from taskyard.settings import DatabaseSettings, load_settings
+
+app = typer.Typer(help="Make access keys, and end them.", no_args_is_help=True)
+
+
+def _span(text: str) -> timedelta:
+    try:
+        return durations.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _scopes(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+DataDir = Annotated[Path, typer.Option(help="Folder of the embedded database, where no DATABASE_URL is set.")]
+Namespace = Annotated[str, typer.Option(help="The namespace that the key is bound to.")]
+Which = Annotated[str, typer.Argument(help="The key's name, or its id.", metavar="KEY")]
+Expires = Annotated[timedelta | None, typer.Option(parser=_span, metavar="SPAN", help="When it ends, such as 90d. Default: never.")]
+HERE = Path(".taskyard")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is called, in lists and logs.")],
+    namespace: Namespace = "default",
+    scopes: Annotated[str, typer.Option(help=f"What it may do, comma separated: {', '.join(keys.SCOPES)}.")] = "tasks:read,tasks:write",
+    expires: Expires = None,
+    data_dir: DataDir = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key, and show it: once, now, and never again."""
+    with _database(data_dir) as connection:
+        made = keys.create(connection, name, namespace=namespace, scopes=_scopes(scopes), lasts=expires)
+    _show_new(made, as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    namespace: Annotated[str | None, typer.Option(help="Only this namespace.")] = None,
+    data_dir: DataDir = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """List keys, dead ones too. The keys themselves are not kept, and can't be shown."""
+    with _database(data_dir) as connection:
+        rows = keys.listed(connection, namespace)
+    if as_json:
+        write_json({"items": [_plain(row) | {"state": _state(row)} for row in rows]})
+        return
+    columns = ("ID", "NAME", "NAMESPACE", "SCOPES", "STATE", "CREATED", "EXPIRES", "LAST USED")
+    write_table(columns, [_row(row) for row in rows], fold=("NAME", "SCOPES", "CREATED", "EXPIRES", "LAST USED"))
+
+
+@app.command()
+def rotate(
+    which: Which,
+    overlap: Annotated[timedelta, typer.Option(parser=_span, metavar="SPAN", help="How long the old key works beside the new one.")] = "24h",  # type: ignore[assignment]  # typer parses its defaults
+    expires: Expires = None,
+    namespace: Namespace = "default",
+    data_dir: DataDir = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Make another key like this one. The old one ends after the overlap."""
+    with _database(data_dir) as connection:
+        made = keys.rotate(connection, which, overlap=overlap, lasts=expires, namespace=namespace)
+    _show_new(made, as_json=as_json)
+
+
+@app.command()
+def revoke(which: Which, namespace: Namespace = "default", data_dir: DataDir = HERE, as_json: AsJson = False) -> None:
+    """End a key. Services take note within five seconds."""
+    with _database(data_dir) as connection:
+        row = keys.revoke(connection, which, namespace=namespace)
+    if as_json:
+        write_json(_plain(row))
+    else:
+        say(f"The key {row.name!r} ({row.id}) of {row.namespace!r} is revoked.")
+
+
+@app.command()
+def audit(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries at most.")] = 100,
+    data_dir: DataDir = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Show which keys were used for operators' verbs, newest first."""
+    with _database(data_dir) as connection:
+        rows = keys.noted(connection, limit)
+    if as_json:
+        write_json({"items": [_plain(row) for row in rows]})
+    else:
+        write_table(("TIME", "KEY", "VERB", "TARGET"), [(_time(row.time), f"{row.key_name} ({row.key_id})", row.verb, row.target) for row in rows])
+
+
+# --- what they share ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _database(data_dir: Path) -> Iterator[Connection]:
+    """One transaction on the configured database, or on the embedded one: of a `taskyard up` that runs, or started for this alone."""
+    settings = load_settings()
+    if settings.database.url is not None:
+        with _transaction(settings.database) as connection:
+            yield connection
+        return
+    from taskyard.embedded import running_postgres, start_postgres  # Here, not above: it needs an extra.
+
+    if url := running_postgres(data_dir):
+        with _transaction(DatabaseSettings(url=SecretStr(url))) as connection:
+            yield connection
+        return
+    server = start_postgres(data_dir)
+    try:
+        _migrate(server.url)
+        with _transaction(DatabaseSettings(url=SecretStr(server.url))) as connection:
+            yield connection
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _transaction(settings: DatabaseSettings) -> Iterator[Connection]:
+    engine = sync_engine(settings, role="keys", pool_size=1)
+    try:
+        with outages_named(at=database_url(settings, "psycopg")), engine.begin() as connection:
+            if not queries.schema_is_usable(queries.schema_revision(connection)):
+                raise Unavailable("The database's schema is not up to date. Run `taskyard db upgrade` first.")
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _migrate(url: str) -> None:
+    """By command: the migrations are another room's."""
+    done = subprocess.run(
+        [sys.executable, "-m", "taskyard", "db", "upgrade"], env={**os.environ, "DATABASE_URL": url}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise Unavailable(f"The migrations failed: {done.stderr.strip()[-2000:]}")
+
+
+def _show_new(made: NewKey, *, as_json: bool) -> None:
+    if as_json:
+        write_json({"key": made.secret} | _plain(made.row))
+        return
+    row = made.row
+    write_pairs(
+        [("key", made.secret), ("id", row.id), ("name", row.name), ("namespace", row.namespace), ("scopes", row.scopes), ("expires", _time(row.expires_at))]
+    )
+    say("Keep it now: it is not stored, and can't be shown again. Send it as `Authorization: Bearer ty_...`, or set TASKYARD_KEY for this command line.")
+
+
+def _row(row: Any) -> tuple[Any, ...]:
+    return row.id, row.name, row.namespace, row.scopes, _state(row), _time(row.created_at), _time(row.expires_at), _time(row.last_used_at)
+
+
+def _state(row: Any) -> str:
+    return "live" if row.live else "revoked" if row.revoked_at else "expired"
+
+
+def _time(moment: Any) -> str:
+    return local_time(moment.isoformat()) if moment else ""
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    return {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row._mapping.items() if name != "live"}

@@ -1,0 +1,70 @@
+"""Look at the installed plugins, and check them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, text, write_json, write_table
+from taskyard.plugins import Plugin, Registry, load_plugins
+from taskyard.settings import PluginSettings, load_settings
+
+app = typer.Typer(help="Look at the installed plugins, and check them.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the installed plugins and what each brings."""
+    described = [_describe(plugin) for plugin in _registry(load_settings().plugins).plugins]
+    if as_json:
+        write_json({"items": described})
+        return
+    if not described:
+        say("No plugin is installed. Those that come with Taskyard: pip install 'taskyard[standard]'")
+        return
+    columns = ("name", "version", "distribution", "state", "reason", "task_types", "notifiers")
+    headings = [column.replace("_", " ").upper() for column in columns]
+    write_table(headings, [[plugin[column] for column in columns] for plugin in described], fold=("REASON", "TASK TYPES", "NOTIFIERS"))
+
+
+def _registry(chosen: PluginSettings) -> Registry:
+    keep_plugins_quiet()
+    return load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+
+
+def _describe(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "version": plugin.version,
+        "distribution": plugin.distribution,
+        "state": plugin.state,
+        "reason": plugin.reason,
+        "task_types": [handler.type for handler in plugin.handlers],
+        "notifiers": [notifier.name for notifier in plugin.notifiers],
+    }
+
+
+@app.command()
+def check(name: Annotated[str | None, typer.Argument(help="The plugin; all that are enabled by default.")] = None, as_json: AsJson = False) -> None:
+    """Check that a plugin is what Taskyard and its users expect; exit with 1 if it is not."""
+    from taskyard.testing import check_plugin
+
+    keep_plugins_quiet()
+    chosen = load_settings().plugins
+    names = [name] if name else [plugin.name for plugin in _registry(chosen).plugins if plugin.state != "disabled"]
+    found = {each: check_plugin(each, chosen.options.get(each)) for each in names}
+    if as_json:
+        write_json({"items": [{"name": each, "problems": problems} for each, problems in found.items()]})
+    else:
+        _tell(found)
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+def _tell(found: dict[str, list[str]]) -> None:
+    for name, problems in found.items():
+        if not problems:
+            console().print(text(f"{name}: fine"))
+        for problem in problems:
+            say(f"{name}: {problem}")

@@ -1,0 +1,33 @@
+"""`taskyard dispatcher`."""
+
+from __future__ import annotations
+
+import signal
+
+from taskyard import failpoints, logs
+from taskyard.database import sync_engine
+from taskyard.dispatch.app import create_celery
+from taskyard.dispatch.dispatcher import Dispatcher
+from taskyard.dispatch.publisher import Publisher
+from taskyard.hangs import bound_waits
+from taskyard.metrics import Tally
+from taskyard.plugins import load_plugins_for
+from taskyard.settings import load_settings
+
+
+def dispatcher() -> None:
+    """Move ready tasks from the database to the broker. Any number may run at once."""
+    settings = load_settings()
+    logs.configure_role(settings)
+    failpoints.arm()
+    # The dispatcher runs no plugin, but a wrong route must stop it here, with a sentence, and not fail at each delivery.
+    registry = load_plugins_for(settings)
+    engine = sync_engine(settings.database, role="dispatcher", pool_size=2)
+    bound_waits(engine, settings.database)
+    loop = Dispatcher(settings, engine, Publisher(create_celery(settings), settings.broker), Tally.of(registry))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.stop())
+    try:
+        loop.run()
+    finally:
+        engine.dispose()

@@ -1,0 +1,349 @@
+"""The dispatcher: moves what is ready from the line in Postgres to a short window in the broker, and finds what was lost.
+
+It wakes on NOTIFY and on a tick. Any number of dispatchers may run: every statement skips what another one has locked.
+Whatever dies between commit and publish leaves queued rows without a message; the next dispatch after ``sweep_after`` sends
+them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, Engine, RowMapping, text
+
+from taskyard import deliveries, failpoints, idempotency, lifecycle, metrics, retention
+from taskyard.channels import READY
+from taskyard.database import is_outage
+from taskyard.deliveries import Due
+from taskyard.dispatch.bundles import crew_of, pack, reach
+from taskyard.dispatch.look import Outlook, lines, look
+from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
+from taskyard.dispatch.window import Window
+from taskyard.lifecycle import Hint
+from taskyard.listener import Listener
+from taskyard.metrics import Tally
+from taskyard.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+#: A queued row this many sweeps old is sent again even while the broker's queue is not empty.
+PATIENCE = 10
+#: Seconds until a queue that took no messages is tried again.
+REFUSED_WAIT = 5.0
+#: Rows that one commit of a chore moves, and commits of it a tick. More would hold up the dispatch; the next tick comes at once.
+BATCH, BATCHES = 1000, 20
+#: Ended tasks that one commit deletes, and seconds that a tick spends on them at most: dispatch waits meanwhile.
+PURGE_BATCH, PURGE_FOR = 200, 0.05
+PURGE_TIMEOUT = text("SET LOCAL statement_timeout = '2s'")
+#: Seconds between two purges, and after one that left something.
+PURGE_EVERY, PURGE_AGAIN = 10.0, 0.25
+#: Full windows are looked at again so many times a tick: more often while workers empty them in between.
+REFILLS = (20, 160)
+
+
+class Filled(enum.Enum):
+    """What filling a line's window came to."""
+
+    NOTHING = "nothing was ready"
+    ALL = "all that was ready is in the broker"
+    FULL = "more may be ready than the window, or an absent broker, takes"
+
+
+class Dispatcher:
+    """One dispatcher's loop. ``run`` returns after ``stop`` was called, from a signal handler or another thread."""
+
+    def __init__(self, settings: Settings, engine: Engine, publisher: Publisher, tally: Tally | None = None) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._publisher = publisher
+        self._tally = tally or Tally()
+        self._listener = Listener(engine, READY)
+        self._windows: dict[tuple[str, str], Window] = {}
+        self._full: set[tuple[str, str]] = set()
+        self._refill_at = float("inf")
+        self._refills = REFILLS[0]
+        self._workers: Iterable[Mapping[str, Any]] = ()
+        self._stopping = False
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._broker_back_at = 0.0
+        self._broker_failures = 0
+        self._deliveries_back_at = 0.0
+        self._steady_since = float("inf")
+        self._behind = False
+        self._purge_at = 0.0
+        self._round: retention.Round | None = None
+
+    def stop(self) -> None:
+        """Finish the pass that is under way, then return from ``run``. Safe in a signal handler."""
+        self._stopping = True
+        with contextlib.suppress(OSError):  # ``run`` has returned already
+            self._wake_out.send(b"x")
+
+    def run(self) -> None:
+        """Work until stopped. Outages of the database or the broker are waited out."""
+        failures = 0
+        synced = False
+        log.info("dispatcher.started", window=self._settings.dispatch.window)
+        while not self._stopping:
+            try:
+                if not synced:
+                    with self._engine.begin() as connection:
+                        deliveries.sync_routes(connection, self._settings.routes)
+                    synced = True
+                self._listener.connect()
+                if failures or self._steady_since == float("inf"):
+                    self._steady_since = time.monotonic()
+                wait = self.tick()
+                failures = 0
+            except Exception as error:
+                if not is_outage(error):
+                    log.exception("dispatcher.error")
+                failures += 1
+                wait = min(0.1 * 2**failures, 5.0)
+                log.warning("dispatcher.waits", seconds=wait, error=type(error).__name__)
+            self._sleep(wait)
+        metrics.flush_if_due(self._engine, self._tally, last=True)
+        self._listener.close()
+        self._publisher.close()
+        self._wake_in.close()
+        self._wake_out.close()
+        log.info("dispatcher.stopped")
+
+    def tick(self) -> float:
+        """Look at everything once; answers the seconds until the next look."""
+        outlook = self._housekeep()
+        self._workers = outlook.workers
+        deliveries_filled = self._dispatch_deliveries(outlook)
+        with self._engine.connect() as connection:
+            waiting = lines(connection)
+        self._full.clear()
+        for queue, lane in waiting:
+            self._dispatch_line(queue, lane)
+        self._plan_refill()
+        metrics.flush_if_due(self._engine, self._tally)
+        wait = 0.0 if self._behind else outlook.wait(self._settings.dispatch.tick)
+        if deliveries_filled is Filled.FULL:
+            wait = min(wait, self._settings.dispatch.tick / REFILLS[0])
+        now = time.monotonic()
+        return max(min(wait, max(0.0, self._purge_at - now)), self._broker_back_at - now)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait for a notification, a stop or the time; meanwhile dispatch what notifications name, and fill windows again."""
+        until = time.monotonic() + seconds
+        while not self._stopping and (now := time.monotonic()) < until:
+            if now >= self._refill_at:
+                self._refill()
+                continue
+            readers = [self._wake_in.fileno()]
+            if (descriptor := self._listener.fileno()) is not None:
+                readers.append(descriptor)
+            ready, _, _ = select.select(readers, [], [], min(until, self._refill_at) - now)
+            if ready and Filled.NOTHING in self._heed():
+                return
+
+    def _refill(self) -> None:
+        """Look at the full windows again: the more often, the faster workers empty them."""
+        full, self._full = self._full, set()
+        for queue, lane in full:
+            self._dispatch_line(queue, lane)
+        drained = any(self._windows[line].drained for line in full & self._windows.keys())
+        slowest, fastest = REFILLS
+        self._refills = min(fastest, self._refills * 2) if drained else max(slowest, self._refills // 2)
+        self._plan_refill()
+
+    def _plan_refill(self) -> None:
+        now = time.monotonic()
+        self._refill_at = max(now + self._settings.dispatch.tick / self._refills, self._broker_back_at) if self._full else float("inf")
+
+    def _heed(self) -> list[Filled]:
+        """Dispatch what notifications name. NOTHING: look at everything, for what is named is planned, or the connection broke."""
+        try:
+            lines_ = [payload.rpartition("/") for payload in self._listener.take()]
+            filled = [self._dispatch_line(queue, lane) for queue, _, lane in lines_]
+            if self._full and self._refill_at == float("inf"):
+                self._plan_refill()
+            return filled
+        except Exception as error:
+            log.warning("dispatcher.listen_failed", error=type(error).__name__)
+            self._listener.close()
+            return [Filled.NOTHING]
+
+    def _housekeep(self) -> Outlook:
+        dispatch = self._settings.dispatch
+        lost: list[RowMapping] = []
+        with self._engine.begin() as connection:
+            outlook = look(connection, dispatch.worker_silence)
+            # After an outage of the database all workers seem silent: give them the time to beat again.
+            if outlook.silent and time.monotonic() - self._steady_since > dispatch.worker_silence:
+                lost = lifecycle.reap(connection, dispatch.worker_silence, dispatch.max_lost)
+        failpoints.hit("housekeep.committed")
+        self._tell([], lost)
+        expired = outlook.expiring and self._batches(lifecycle.expire)
+        promoted = outlook.run_in is not None and outlook.run_in <= 0 and self._batches(lifecycle.promote)
+        self._behind = expired or promoted
+        self._purge()
+        return outlook
+
+    def _purge(self) -> None:
+        """Forget a batch of the idempotency keys whose time has passed, and tasks that are kept no longer."""
+        if (now := time.monotonic()) < self._purge_at:
+            return
+        # First: one that fails must not be tried at every tick, before anything is dispatched.
+        self._purge_at = now + PURGE_EVERY
+        with self._engine.begin() as connection:
+            gone = idempotency.purge(connection, self._settings.api.idempotency_period, BATCH)
+        if not self._purge_tasks(now + PURGE_FOR) or gone == BATCH:
+            self._purge_at = now + PURGE_AGAIN
+
+    def _purge_tasks(self, until: float) -> bool:
+        """Delete what retention does not keep, a page and a commit at a time, for a moment. False: there is more to look at."""
+        if self._round is None:
+            with self._engine.connect() as connection:
+                self._round = retention.Round(connection, self._settings.retention.model_dump())
+        deleted: Counter[str] = Counter()
+        while not self._round.done and not self._stopping and time.monotonic() < until:
+            with self._engine.begin() as connection:
+                connection.execute(PURGE_TIMEOUT)
+                status, gone = self._round.purge(connection, PURGE_BATCH)
+            deleted[status] += gone
+        for status, gone in (+deleted).items():
+            self._tally.count(metrics.PURGED, status, by=gone)
+            log.info("tasks.purged", status=status, count=gone)
+        done = self._round.done
+        self._round = None if done else self._round
+        return done
+
+    def _batches(self, verb: Callable[[Connection, int], Sequence[Any]]) -> bool:
+        """Do a chore a batch and a commit at a time. True: there may be more of it than one tick should do."""
+        for _ in range(BATCHES):
+            with self._engine.begin() as connection:
+                moved = verb(connection, BATCH)
+            failpoints.hit("housekeep.committed")
+            if verb is lifecycle.expire:
+                self._tell(moved, [])
+            if len(moved) < BATCH or self._stopping:
+                return False
+        return True
+
+    def _tell(self, expired: Sequence[RowMapping], lost: Sequence[RowMapping]) -> None:
+        """Log and count what a commit has moved."""
+        if expired:
+            log.info("tasks.expired", count=len(expired))
+        for row in lost:
+            log.warning("task.lost", task_id=str(row["id"]), type=row["type"], attempt=row["attempt"], fence=row["fence"], status=row["status"])
+            self._tally.count(metrics.LOST)
+        for row in [*expired, *lost]:
+            metrics.count_ended(self._tally, row)
+
+    def _dispatch_line(self, queue: str, lane: str) -> Filled:
+        """Fill one line's window, and remember whether more may be ready than it takes."""
+        filled = self._fill(queue, lane)
+        if filled is Filled.FULL:
+            self._full.add((queue, lane))
+        else:
+            self._full.discard((queue, lane))
+        return filled
+
+    def _fill(self, queue: str, lane: str) -> Filled:
+        if time.monotonic() < self._broker_back_at:
+            return Filled.FULL
+        try:
+            window = self._measure(queue, lane)
+            if not window.worth_filling:
+                return Filled.FULL
+            dispatch = self._settings.dispatch
+            stale = dispatch.sweep_after * (1 if window.empty else PATIENCE)
+            asked = window.room
+            with self._engine.begin() as connection:
+                hints = lifecycle.dispatch(connection, queue, lane, asked, stale)
+            if not hints:
+                return Filled.NOTHING
+            failpoints.hit("dispatch.committed")
+            crew = crew_of(self._workers, queue, lane)
+            bundles = pack(hints, crew)
+            window.used(map(len, bundles))
+            window.widen(reach(hints, crew, dispatch.window))
+            self._publish(queue, lane, bundles)
+            return Filled.FULL if len(hints) == asked else Filled.ALL
+        except QueueRefused as error:
+            self._windows[queue, lane].refused_until = time.monotonic() + REFUSED_WAIT
+            log.error("dispatcher.queue_refused", queue=queue, lane=lane, error=str(error), seconds=REFUSED_WAIT)
+            return Filled.FULL
+        except BrokerAway as error:
+            self._broker_is_away(error)
+            return Filled.FULL
+
+    def _publish(self, queue: str, lane: str, bundles: list[list[Hint]]) -> None:
+        try:
+            self._publisher.publish(queue, lane, bundles)
+        except BrokerAway as error:
+            with self._engine.begin() as connection:
+                lifecycle.withdraw(connection, [hint.id for bundle in error.unpublished for hint in bundle])
+            failpoints.hit("withdraw.committed")
+            raise
+        self._broker_failures = 0
+        if swept := [str(hint.id) for bundle in bundles for hint in bundle if hint.swept]:
+            self._tally.count(metrics.SWEPT, by=len(swept))
+            log.warning("tasks.swept", queue=queue, lane=lane, count=len(swept), task_ids=swept[:10])
+
+    def _measure(self, queue: str, lane: str) -> Window:
+        """The line's room. The broker is asked only when half of what is known is used up, or it is a tick old."""
+        window = self._windows.setdefault((queue, lane), Window(self._settings.dispatch.window))
+        now = time.monotonic()
+        if now < window.refused_until:
+            window.room = 0
+        elif not window.worth_filling or now - window.measured_at > self._settings.dispatch.tick:
+            window.measured(self._publisher.depth(queue, lane), now)
+        return window
+
+    def _dispatch_deliveries(self, outlook: Outlook) -> Filled:
+        """Fill the window of notifications. A dead receiver holds them up, so the broker gets no more of them than of tasks."""
+        if outlook.try_in is None or outlook.try_in > 0:
+            return Filled.NOTHING
+        if time.monotonic() < max(self._broker_back_at, self._deliveries_back_at):
+            return Filled.FULL
+        try:
+            depth = self._publisher.delivery_depth()
+            room = self._settings.dispatch.window - depth
+            if room <= 0:
+                return Filled.FULL
+            lease = self._settings.dispatch.sweep_after * (PATIENCE if depth else 1)
+            with self._engine.begin() as connection:
+                due = deliveries.dispatch(connection, room, lease, self._settings.deliveries.max_attempts)
+            failpoints.hit("delivery.dispatched")
+            for spent in [one for one in due if one.dead]:
+                self._tally.count(metrics.DELIVERIES, spent.notifier, "dead")
+                log.warning("delivery.dead", delivery_id=spent.id, notifier=spent.notifier)
+            self._publish_deliveries([one for one in due if not one.dead])
+            return Filled.FULL if len(due) == room else Filled.ALL
+        except QueueRefused as error:
+            self._deliveries_back_at = time.monotonic() + REFUSED_WAIT
+            log.error("dispatcher.deliveries_refused", error=str(error), seconds=REFUSED_WAIT)
+            return Filled.FULL
+        except BrokerAway as error:
+            self._broker_is_away(error)
+            return Filled.FULL
+
+    def _publish_deliveries(self, due: list[Due]) -> None:
+        try:
+            self._publisher.publish_deliveries([one.id for one in due], [one.notifier for one in due])
+        except BrokerAway as error:
+            with self._engine.begin() as connection:
+                deliveries.withdraw(connection, error.unpublished)
+            failpoints.hit("withdraw.committed")
+            raise
+
+    def _broker_is_away(self, error: BrokerAway) -> None:
+        self._broker_failures += 1
+        wait = min(0.2 * 2**self._broker_failures, 5.0)
+        self._broker_back_at = time.monotonic() + wait
+        self._windows.clear()
+        log.warning("dispatcher.broker_away", error=str(error), seconds=round(wait, 1))

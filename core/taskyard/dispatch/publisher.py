@@ -1,0 +1,214 @@
+"""Publishes hints, and knows which of them the broker has taken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from amqp.exceptions import MessageNacked
+from amqp.exceptions import NotFound as QueueNotFound
+from celery import Celery
+from kombu import Connection, Queue
+from kombu.exceptions import ChannelError
+
+from taskyard import failpoints
+from taskyard.dispatch.app import DELIVER, RUN, broker_queue, delivery_queue, is_amqp
+from taskyard.errors import TaskyardError
+from taskyard.lifecycle import Hint
+from taskyard.settings import BrokerSettings
+
+log = structlog.get_logger(__name__)
+
+
+class BrokerAway(TaskyardError):
+    """The broker can't be reached, or did not confirm."""
+
+    def __init__(self, message: str, unpublished: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.unpublished = tuple(unpublished)
+
+
+class QueueRefused(BrokerAway):
+    """One queue takes no messages. Others may."""
+
+
+class QueueSilent(QueueRefused):
+    """One queue does not confirm what it gets, on a connection that works."""
+
+
+#: A queue that was silent so many times in a row is replaced by a new one.
+SILENCES = 2
+
+
+class Publisher:
+    """One connection to the broker, kept by the dispatcher alone. Not thread-safe."""
+
+    def __init__(self, app: Celery, settings: BrokerSettings) -> None:
+        self._app = app
+        self._settings = settings
+        self._connection: Connection | None = None
+        self._producer: Any = None
+        self._looking: Any = None
+        self._declared: set[str] = set()
+        self._returned = False
+        self._silences: Counter[str] = Counter()
+
+    def close(self, *, politely: bool = True) -> None:
+        """Drop the connection; the next call makes a new one. Politely, the broker is told, and has to answer."""
+        connection, self._connection, self._producer, self._looking = self._connection, None, None, None
+        self._declared.clear()
+        if connection is not None:
+            with _quietly():
+                if not politely and connection.connected and is_amqp(self._settings):
+                    connection.connection.collect()
+                connection.release()
+
+    def depth(self, queue: str, lane: str) -> int:
+        """Messages of a lane that wait in the broker (those that a worker holds are not counted).
+
+        Raises:
+            BrokerAway: the broker can't be reached.
+        """
+        return self._depth(broker_queue(self._settings, queue, lane))
+
+    def delivery_depth(self) -> int:
+        """Notifications that wait in the broker. Raises BrokerAway."""
+        return self._depth(delivery_queue(self._settings))
+
+    def _depth(self, target: Queue) -> int:
+        with self._outages(target):
+            self._declare(target)
+            try:
+                # A missing queue closes the channel, so this has one of its own. Opening it each time would be two round trips more.
+                if self._looking is None:
+                    self._looking = self._connected().channel()
+                return int(target.bind(self._looking).queue_declare(passive=True).message_count)
+            except (QueueNotFound, ChannelError):
+                self._looking = None
+                self._declared.discard(target.name)
+                self._declare(target)
+                return 0
+
+    def publish(self, queue: str, lane: str, bundles: Sequence[Sequence[Hint]]) -> None:
+        """Send one message a bundle, each confirmed.
+
+        Raises:
+            BrokerAway: with the bundles that the broker has not confirmed.
+        """
+        target = broker_queue(self._settings, queue, lane)
+        for position, bundle in enumerate(bundles):
+            with self._outages(target, unpublished=bundles[position:]):
+                # Flower shows the first task's id and type, and how many travel with it.
+                name = str(bundle[0].id) if len(bundle) == 1 else f"{bundle[0].id}+{len(bundle) - 1}"
+                self._send(RUN, target, [str(hint.id) for hint in bundle], task_id=name, shadow=bundle[0].type)
+
+    def publish_deliveries(self, ids: Sequence[int], names: Sequence[str]) -> None:
+        """Send one message a delivery. Raises BrokerAway with the ids that were not confirmed."""
+        target = delivery_queue(self._settings)
+        for position, (id_, notifier) in enumerate(zip(ids, names, strict=True)):
+            with self._outages(target, unpublished=ids[position:]):
+                self._send(DELIVER, target, [id_], task_id=f"delivery-{id_}", shadow=f"deliver.{notifier}")
+
+    def _send(self, name: str, target: Queue, ids: list[Any], *, task_id: str, shadow: str) -> None:
+        # A queue that was deleted behind our back returns its messages: declare it anew and send once more.
+        for _ in range(2):
+            self._declare(target)
+            self._returned = False
+            failpoints.hit("publish.unsent")
+            producer = self._ready_producer()
+            try:
+                self._app.send_task(
+                    name,
+                    args=[ids],
+                    task_id=task_id,
+                    shadow=shadow,
+                    argsrepr=repr(ids)[:200],
+                    queue=target,
+                    producer=producer,
+                    declare=[],
+                    retry=False,
+                    mandatory=True,
+                    confirm_timeout=self._settings.confirm_timeout,
+                    ignore_result=True,
+                )
+            except TimeoutError as error:
+                raise QueueSilent(f"queue {target.name} confirmed nothing in {self._settings.confirm_timeout:g} s") from error
+            if not self._returned:
+                failpoints.hit("publish.confirmed")
+                del self._silences[target.name]
+                return
+            self._declared.discard(target.name)
+        raise QueueRefused(f"queue {target.name} takes no messages")
+
+    def _replace_if_silent(self, target: Queue) -> None:
+        """Delete a queue that stays silent; it is declared anew with the next message, and its messages were hints.
+
+        A RabbitMQ that is killed within a second of a quorum queue's first declaration may come back with a queue that never finds
+        a leader (seen with 3.10): it takes messages and confirms none, for ever.
+        """
+        self._silences[target.name] += 1
+        if self._silences[target.name] < SILENCES or not is_amqp(self._settings):
+            return
+        log.error("broker.queue_replaced", queue=target.name, consequence="its messages are sent again")
+        del self._silences[target.name]
+        with self._connected().channel() as channel:
+            target.bind(channel).delete()
+
+    def _declare(self, target: Queue) -> None:
+        if target.name not in self._declared:
+            with self._connected().channel() as channel:
+                target.bind(channel).declare()
+            self._declared.add(target.name)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._app.connection_for_write(transport_options=self._bounds())
+            self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=self._settings.confirm_timeout)
+        return self._connection
+
+    def _bounds(self) -> dict[str, Any]:
+        """Options that bound each wait for the broker: one that is stopped keeps its connections, and says nothing."""
+        seconds = self._settings.confirm_timeout
+        if is_amqp(self._settings):
+            return {"confirm_publish": True, "read_timeout": seconds, "write_timeout": seconds}
+        return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+
+    def _ready_producer(self) -> Any:
+        if self._producer is None:
+            # Only RabbitMQ returns what it can't route.
+            on_return = self._on_return if is_amqp(self._settings) else None
+            self._producer = self._app.amqp.Producer(self._connected(), on_return=on_return)
+        return self._producer
+
+    def _on_return(self, *_: Any) -> None:
+        self._returned = True
+
+    @contextmanager
+    def _outages(self, target: Queue, unpublished: Sequence[Any] = ()) -> Iterator[None]:
+        try:
+            yield
+        except QueueSilent as error:
+            # Its channel waits for the queue, and would not even close.
+            self.close(politely=False)
+            with self._outages(target, unpublished):
+                self._replace_if_silent(target)
+            raise QueueSilent(str(error), unpublished) from error
+        # The broker is there, and says no: a queue that was declared otherwise, or a limit on it.
+        except (ChannelError, MessageNacked, QueueRefused) as error:
+            self.close()
+            raise QueueRefused(f"{type(error).__name__}: {error}", unpublished) from error
+        # What a broken connection raises differs by transport, and a wrong message can't reach here: all of it is an outage.
+        except Exception as error:
+            self.close(politely=False)
+            raise BrokerAway(f"{type(error).__name__}: {error}", unpublished) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        log.debug("broker.close_failed", error=repr(error))

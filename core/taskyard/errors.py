@@ -1,0 +1,145 @@
+"""Every error that Taskyard raises on purpose, in one tree. Knows no HTTP and no database.
+
+TaskyardError
+├── InvalidInput              the caller's input breaks a rule; carries pointers
+│   └── UnknownTaskType       no installed plugin brings this type; carries near matches
+├── NotFound                  nothing with this id in this namespace
+├── IllegalTransition         the task's (or the delivery's) status does not allow this verb
+├── VersionConflict           the task has changed since the caller saw it
+├── UniqueConflict            a live task already has this unique_key
+├── IdempotencyMismatch       an Idempotency-Key was used before, with another body
+├── Unavailable               the database can't be reached now
+├── AddressRefused            an HTTP address is not one of the public internet's
+├── ConfigurationError        a setting, a route or a plugin's options are wrong
+│   └── PluginConflict        two plugins claim one name
+├── InvalidHandler            a @handler or notifier is declared wrongly
+└── Outcome                   raised by handlers and notifiers to say how a run ended
+    ├── RetryLater            run again after a delay
+    ├── TaskFailed            failed; do not retry
+    └── TaskCancelled         the task was asked to stop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class TaskyardError(Exception):
+    """Taskyard could not do this."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+
+
+class InvalidInput(TaskyardError):
+    """The input breaks a rule.
+
+    ``problems`` names each place by its JSON pointer (RFC 6901) and says what was expected there.
+    """
+
+    def __init__(self, message: str = "", problems: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class UnknownTaskType(InvalidInput):
+    """No installed plugin brings this task type."""
+
+    def __init__(self, type_: str, near: Sequence[str] = ()) -> None:
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        super().__init__(f"No installed plugin brings the task type {type_!r}.{hint}", [("/type", "unknown task type")])
+        self.type = type_
+        self.near = tuple(near)
+
+
+class NotFound(TaskyardError):
+    """Nothing has this id here."""
+
+
+class IllegalTransition(TaskyardError):
+    """The status of a task, or of a delivery, does not allow this verb. ``subject`` says which of the two it is."""
+
+    def __init__(self, verb: str, status: str, allowed: Sequence[str], subject: str = "task") -> None:
+        ways = ", ".join(allowed) if allowed else "nothing more"
+        super().__init__(f"A {subject} that is {status} can't {verb}; it allows {ways}.")
+        self.subject = subject
+        self.verb = verb
+        self.status = status
+        self.allowed = tuple(allowed)
+
+
+class VersionConflict(TaskyardError):
+    """The task has changed since the caller saw it. ``version`` is the one that it has now."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"The task has changed meanwhile: it has the version {version} now.")
+        self.version = version
+
+
+class UniqueConflict(TaskyardError):
+    """A live task already has this unique_key. ``index`` says which of the tasks that were submitted together wanted it."""
+
+    def __init__(self, unique_key: str, task_id: str, index: int = 0) -> None:
+        super().__init__(f"The live task {task_id} already has the unique_key {unique_key!r}.")
+        self.unique_key = unique_key
+        self.task_id = task_id
+        self.index = index
+        #: Where the request has the key, as a JSON pointer, if its body is a batch.
+        self.pointer: str | None = None
+
+
+class IdempotencyMismatch(TaskyardError):
+    """This Idempotency-Key was used before, with another request body. Take a new key for a new request."""
+
+
+class Unavailable(TaskyardError):
+    """The database can't be reached now."""
+
+
+class AddressRefused(TaskyardError):
+    """An HTTP address is not one of the public internet's."""
+
+
+class ConfigurationError(TaskyardError):
+    """The configuration is wrong."""
+
+
+class PluginConflict(ConfigurationError):
+    """Two plugins claim one name."""
+
+
+class InvalidHandler(TaskyardError):
+    """A handler or notifier is declared wrongly."""
+
+
+class Outcome(TaskyardError):
+    """Raised by a handler or a notifier to say how its run ended."""
+
+
+class RetryLater(Outcome):
+    """Run again later.
+
+    ``delay`` is in seconds; None leaves it to the policy. It spends an attempt like any other failure, so that a
+    task that always asks for more time still ends.
+    """
+
+    def __init__(self, message: str = "", *, delay: float | None = None) -> None:
+        super().__init__(message or "asked to run again later")
+        self.delay = delay
+
+
+class TaskFailed(Outcome):
+    """Failed, and trying again would not help.
+
+    ``code`` is a short slug for programs; ``details`` (JSON-able) is added to the task's ``error``.
+    """
+
+    def __init__(self, message: str = "", *, code: str = "failed", **details: Any) -> None:
+        super().__init__(message or "failed")
+        self.code = code
+        self.details = details
+
+
+class TaskCancelled(Outcome):
+    """The task was asked to stop."""

@@ -1,0 +1,121 @@
+"""What a scrape reads from the database about this moment: each look is by index, and bounded however deep the backlog is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from taskyard import backlog, metrics
+from taskyard.backlog import COUNT_LIMIT
+from taskyard.database import APPLICATION
+from taskyard.metrics import Key, Metric, Tally
+from taskyard.settings import Settings
+
+TASKS = Metric("taskyard_tasks", "gauge", "Tasks that have not ended. Counting stops early in a deep backlog.", ("type", "queue", "status"))
+CAPPED = Metric("taskyard_tasks_capped", "gauge", "1 where counting stopped early: the true numbers of `taskyard_tasks` are at least these.", ("queue",))
+OLDEST = Metric(
+    "taskyard_oldest_pending_seconds", "gauge", "How long the oldest task that could start has waited, in line or in the broker. 0: none waits.", ("queue",)
+)
+PAUSED = Metric("taskyard_queue_paused", "gauge", "1 where a queue is paused.", ("queue",))
+WINDOW_FILL = Metric("taskyard_window_fill", "gauge", "Tasks that were handed to the broker and not yet claimed.", ("queue", "lane"))
+WINDOW_SIZE = Metric(
+    "taskyard_window_size", "gauge", "Most tasks that wait in the broker for one lane of a queue: `dispatch.window`; of quick ones up to 8 times as many."
+)
+OPEN_DELIVERIES = Metric("taskyard_deliveries_open", "gauge", f"Deliveries that are neither delivered nor dead, counted up to {COUNT_LIMIT:,}.", ("status",))
+WORKERS = Metric("taskyard_workers_alive", "gauge", "Workers that beat within `dispatch.worker_silence`.")
+SLOTS = Metric("taskyard_worker_slots", "gauge", "Tasks that the live workers can run at once.", ("lane",))
+DISPATCHER = Metric("taskyard_dispatcher_alive", "gauge", "1 if a dispatcher used the database lately.")
+
+GAUGES = (TASKS, CAPPED, OLDEST, PAUSED, WINDOW_FILL, WINDOW_SIZE, OPEN_DELIVERIES, WORKERS, SLOTS, DISPATCHER)
+
+#: A dispatcher asks the database something on every tick, and at least this often (seconds) while the broker is away.
+LONGEST_PAUSE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Who is at work."""
+
+    workers: int
+    slots: dict[str, int]
+    queues: frozenset[str]
+    dispatcher: bool
+
+
+_WORKERS = text("SELECT queues, slots FROM workers WHERE beat_at > now() - :silence * interval '1 second'")
+# The dispatcher keeps no row of its own; its connections tell when they were last used. Who may not see that of another
+# database user sees NULL, and takes a connection for a sign of life.
+_DISPATCHER = text(
+    """
+SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE application_name = :name AND datname = current_database()
+  AND COALESCE(state_change > now() - :pause * interval '1 second', true))"""
+)
+
+
+def roles(connection: Connection, settings: Settings) -> Roles:
+    """Which roles are at work, wherever they run."""
+    pause = max(LONGEST_PAUSE, settings.dispatch.tick) + settings.database.statement_timeout
+    workers = connection.execute(_WORKERS, {"silence": settings.dispatch.worker_silence}).all()
+    dispatcher = bool(connection.execute(_DISPATCHER, {"name": f"{APPLICATION}-dispatcher", "pause": pause}).scalar())
+    slots = {lane: sum(int(worker.slots.get(lane, 0)) for worker in workers) for lane in ("sync", "async")}
+    return Roles(len(workers), slots, frozenset(queue for worker in workers for queue in worker.queues), dispatcher)
+
+
+_OPEN_DELIVERIES = text(
+    "SELECT status, count(*) AS n FROM (SELECT status FROM deliveries WHERE next_try_at IS NOT NULL ORDER BY next_try_at LIMIT :cap) AS first GROUP BY status"
+)
+
+
+class Samples(dict[Key, float]):
+    """Values by metric and labels."""
+
+    def add(self, metric: Metric, value: float, *labels: str) -> None:
+        """Add to a sample."""
+        self[metric.name, labels] = self.get((metric.name, labels), 0.0) + value
+
+    def most(self, metric: Metric, value: float, *labels: str) -> None:
+        """Keep the larger value."""
+        self[metric.name, labels] = max(self.get((metric.name, labels), 0.0), value)
+
+
+def read(connection: Connection, settings: Settings, tally: Tally) -> Samples:
+    """All gauges. ``tally`` knows what has a name of its own in a label."""
+    samples = Samples()
+    at_work = roles(connection, settings)
+    tally.learn(at_work.queues)
+    samples.add(WORKERS, at_work.workers)
+    samples.add(DISPATCHER, at_work.dispatcher)
+    samples.add(WINDOW_SIZE, settings.dispatch.window)
+    for lane, slots in at_work.slots.items():
+        samples.add(SLOTS, slots, lane)
+    for status in ("pending", "queued", "sending"):
+        samples.add(OPEN_DELIVERIES, 0, status)
+    for row in connection.execute(_OPEN_DELIVERIES, {"cap": COUNT_LIMIT}):
+        samples.add(OPEN_DELIVERIES, row.n, row.status)
+    _read_queues(connection, tally, samples)
+    return samples
+
+
+def scrape(connection: Connection, settings: Settings, tally: Tally) -> Samples:
+    """All that the database knows: the gauges, and the counters of all processes."""
+    samples = read(connection, settings, tally)
+    samples.update(metrics.read(connection))
+    return samples
+
+
+def _read_queues(connection: Connection, tally: Tally, samples: Samples) -> None:
+    known = tally.queues()
+    for queue in known:
+        samples.add(OLDEST, 0, queue)
+        samples.add(PAUSED, 0, queue)
+    for row in connection.execute(text("SELECT name FROM queues WHERE paused_at IS NOT NULL")):
+        samples.most(PAUSED, 1, tally.name("queue", row.name))
+    for row in backlog.live_counts(connection, known):
+        queue = tally.name("queue", row.queue)
+        samples.add(TASKS, row.n, tally.name("type", row.type), queue, row.status)
+        samples.most(CAPPED, row.capped, queue)
+        if row.status == "queued":
+            samples.add(WINDOW_FILL, row.n, queue, row.lane)
+    for name, seconds in backlog.oldest_ready(connection, known).items():
+        samples.most(OLDEST, seconds, tally.name("queue", name))

@@ -1,0 +1,262 @@
+"""What plugins write against: the ``@handler`` decorator, retry policies and the context of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import random
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Generic, Protocol, TypeVar
+from uuid import UUID
+
+import uuid_utils.compat as uuid7
+from pydantic import BaseModel, TypeAdapter
+
+from taskyard.errors import InvalidHandler, TaskCancelled
+from taskyard.storable import find_unstorable_json, storable_text
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+#: Characters of a progress message.
+MAX_MESSAGE = 1000
+#: Longest wait, in seconds: ten years.
+MAX_DELAY = 10 * 366 * 86400.0
+#: A task type's name: dotted lower-case words, such as ``pages.fetch``.
+TYPE_PATTERN = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*")
+#: A queue's name. It becomes part of a broker queue's name, so the alphabet is narrow.
+QUEUE_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a failed attempt is tried again: exponential back-off, capped, with jitter.
+
+    All times are in seconds. ``delay`` is a pure decision; the caller may draw the random number.
+    """
+
+    max_attempts: int = 5
+    base: float = 2.0
+    factor: float = 2.0
+    max_delay: float = 3600.0
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_attempts <= 1000:
+            raise InvalidHandler(f"Retry(max_attempts={self.max_attempts}): expected 1 to 1000")
+        if not (0 <= self.base <= MAX_DELAY and 1 <= self.factor < math.inf and 0 <= self.max_delay <= MAX_DELAY and 0 <= self.jitter <= 1):
+            raise InvalidHandler("Retry: expected base >= 0, factor >= 1, max_delay >= 0 (at most ten years each) and jitter from 0 to 1")
+
+    def delay(self, attempt: int, draw: float | None = None) -> float:
+        """Seconds to wait after failed attempt number ``attempt`` (1 is the first).
+
+        ``draw`` is uniform in [0, 1); it moves the delay by up to ``jitter`` of itself either way, so that tasks that
+        failed together do not come back together.
+        """
+        try:
+            plain = min(self.base * self.factor ** (attempt - 1), self.max_delay)
+        except OverflowError:
+            plain = self.max_delay
+        spread = (random.random() if draw is None else draw) * 2 - 1
+        return plain * (1 + self.jitter * spread)
+
+
+class Reporter(Protocol):
+    """Where a context sends what its handler says while it runs."""
+
+    def progress(self, fraction: float | None, message: str | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task that a handler asked for with :meth:`Context.submit`."""
+
+    id: UUID
+    type: str
+    payload: Any
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Context:
+    """What a handler knows about its run, and what it can say while it runs.
+
+    ``(task_id, fence)`` names this run and no other: hand it to outside systems to make effects idempotent.
+    ``attempt`` is the number that people see. ``deadline`` is when the timeout ends the run.
+    """
+
+    task_id: UUID
+    type: str
+    attempt: int = 1
+    fence: int = 1
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    deadline: datetime | None = None
+    config: Any = None
+    log: Any = None
+    reporter: Reporter | None = None
+    submissions: list[Submission] = field(default_factory=list)
+    _cancelled: bool = False
+
+    def progress(self, fraction: float | None = None, message: str | None = None) -> None:
+        """Tell how far the work is: ``fraction`` from 0 to 1, ``message`` for people (1,000 characters). Never blocks."""
+        if fraction is not None:
+            fraction = min(1.0, max(0.0, float(fraction)))
+        if self.reporter is not None:
+            self.reporter.progress(fraction, None if message is None else storable_text(message, MAX_MESSAGE))
+
+    def cancelled(self) -> bool:
+        """Has somebody asked this task to stop? Long sync handlers look now and then."""
+        return self._cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """Raise :class:`TaskCancelled` if somebody asked this task to stop."""
+        if self._cancelled:
+            raise TaskCancelled()
+
+    def submit(self, type: str | Handler[Any, Any], payload: Any, **options: Any) -> UUID:
+        """Ask for another task, and get its id.
+
+        It is submitted in the transaction that records this run's success: a run that fails or is retried leaves no
+        children. ``options`` are those of ``POST /tasks`` (priority, queue, tags, ...).
+        """
+        name = type.type if isinstance(type, Handler) else type
+        body = payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else payload
+        child = Submission(uuid7.uuid7(), name, body, options)
+        self.submissions.append(child)
+        return child.id
+
+    def cancel(self) -> None:
+        """Mark this run as asked to stop. Called by the worker and by tests."""
+        self._cancelled = True
+
+
+@dataclass(frozen=True)
+class Handler(Generic[P, R]):
+    """A task type and the function that does its work. Made by :func:`handler`; calling it calls the function."""
+
+    type: str
+    function: Callable[..., Any]
+    payload: TypeAdapter[P]
+    result: TypeAdapter[R]
+    retry: Retry
+    timeout: float
+    queue: str
+    priority: int
+    description: str
+    is_async: bool
+    wants_context: bool
+    bundle: int | None = None
+    plugin: str = ""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    @property
+    def lane(self) -> str:
+        """``async`` runs as a coroutine among many; ``sync`` has a process to itself."""
+        return "async" if self.is_async else "sync"
+
+    def owned_by(self, plugin: str) -> Handler[P, R]:
+        """The same handler, marked with the plugin that brought it."""
+        return replace(self, plugin=plugin)
+
+    def payload_schema(self) -> dict[str, Any]:
+        """JSON Schema (2020-12) of the payload, as clients send it."""
+        return self.payload.json_schema(mode="validation")
+
+    def result_schema(self) -> dict[str, Any]:
+        """JSON Schema (2020-12) of the result, as clients see it."""
+        return self.result.json_schema(mode="serialization")
+
+    def dump_result(self, value: Any) -> str:
+        """The result as JSON text, checked against its declared type, and for what Postgres keeps.
+
+        Raises:
+            ValueError: it is not of that type, or can't be kept.
+        """
+        try:
+            text = self.result.dump_json(self.result.validate_python(value), by_alias=True, warnings="error").decode()
+            problem = find_unstorable_json(text)
+        except Exception as error:  # Pydantic raises many kinds, and a model's own validators any
+            raise ValueError(f"the result is not of the declared type: {storable_text(error, 4000)}") from error
+        if problem:
+            raise ValueError(f"the result can't be stored: {problem[0] or 'the whole'}: {problem[1]}")
+        return text
+
+
+def handler(
+    type: str,
+    *,
+    retry: Retry | None = None,
+    timeout: float = 3600.0,
+    queue: str = "default",
+    priority: int = 5,
+    bundle: int | None = None,
+) -> Callable[[Callable[..., Any]], Handler[Any, Any]]:
+    """Declare a function as the handler of a task type.
+
+    The first parameter is the payload, and its annotation is what payloads are validated against; a second parameter
+    gets the :class:`Context`. The return annotation is the result's type. ``timeout`` is in seconds and ends the run.
+    Without ``retry`` a failed run is not tried again (unless the task was submitted with ``max_attempts``).
+    Short tasks travel through the broker together, as their measured time allows; ``bundle`` is a bound on how many, and 1
+    turns it off.
+
+    Raises:
+        InvalidHandler: a name, number or annotation is not as expected.
+    """
+    if not TYPE_PATTERN.fullmatch(type) or len(type) > 200:
+        raise InvalidHandler(f"@handler({type!r}): a task type is dotted lower-case words, such as 'pages.fetch'")
+    if not QUEUE_PATTERN.fullmatch(queue):
+        raise InvalidHandler(f"@handler({type!r}, queue={queue!r}): a queue is lower-case letters, digits, - and _")
+    if not 0 <= priority <= 9:
+        raise InvalidHandler(f"@handler({type!r}, priority={priority}): expected 0 to 9")
+    if not 0 < timeout <= 30 * 86400:
+        raise InvalidHandler(f"@handler({type!r}, timeout={timeout}): expected seconds, above 0 and at most 30 days")
+    if bundle is not None and not 1 <= bundle <= 1000:
+        raise InvalidHandler(f"@handler({type!r}, bundle={bundle}): expected 1 to 1000, or nothing")
+
+    def declare(function: Callable[..., Any]) -> Handler[Any, Any]:
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise InvalidHandler(f"@handler({type!r}): {function.__qualname__} is a generator, whose body would never run; return a value, without yield")
+        payload, result, wants_context = _read_signature(type, function)
+        return Handler(
+            type=type,
+            function=function,
+            payload=payload,
+            result=result,
+            # A handler that says nothing about retries may not bear being run twice.
+            retry=retry or Retry(max_attempts=1),
+            timeout=float(timeout),
+            queue=queue,
+            priority=priority,
+            description=(inspect.getdoc(function) or "").partition("\n")[0],
+            is_async=asyncio.iscoroutinefunction(function),
+            wants_context=wants_context,
+            bundle=bundle,
+        )
+
+    return declare
+
+
+def _read_signature(type_: str, function: Callable[..., Any]) -> tuple[TypeAdapter[Any], TypeAdapter[Any], bool]:
+    where = f"@handler({type_!r}) on {getattr(function, '__qualname__', function)!s}"
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise InvalidHandler(f"{where}: the annotation {error.name!r} can't be resolved; define it at module level") from error
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not 1 <= len(parameters) <= 2:
+        raise InvalidHandler(f"{where}: expected (payload) or (payload, ctx), not {len(parameters)} parameters")
+    first = parameters[0].name
+    if first not in hints:
+        raise InvalidHandler(f"{where}: annotate the payload parameter {first!r} with its type")
+    try:
+        return TypeAdapter(hints[first]), TypeAdapter(hints.get("return", Any)), len(parameters) == 2
+    except Exception as error:
+        raise InvalidHandler(f"{where}: Pydantic can't use its annotations: {error}") from error

@@ -1,0 +1,45 @@
+"""The hooks that a plugin may implement, and nothing else.
+
+An implementation takes only the arguments that it wants (pluggy matches them by name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from taskyard.handlers import Handler
+    from taskyard.notifiers import Event
+
+PROJECT = "taskyard"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def taskyard_config() -> type[BaseModel] | None:
+    """The Pydantic model of the plugin's own section, ``[plugins.<name>]``."""
+
+
+@hookspec
+def taskyard_handlers(config: Any) -> Sequence[Handler[Any, Any]]:  # type: ignore[empty-body]  # a specification has no body
+    """The handlers that the plugin brings. ``config`` is an instance of its model, or None."""
+
+
+@hookspec
+def taskyard_notifiers(config: Any) -> Sequence[Any]:  # type: ignore[empty-body]  # a specification has no body
+    """The notifiers that the plugin brings, as classes or instances."""
+
+
+@hookspec
+def taskyard_task_event(event: Event) -> None:
+    """Called in the worker after an event of a task that ran there was committed: to observe, never to change.
+
+    It is called on a thread of its own, in order, without a promise: a worker that dies takes unseen events with it. Use a
+    notifier for what must arrive.
+    """

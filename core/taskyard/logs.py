@@ -1,0 +1,153 @@
+"""Logging: structlog and the standard library through one renderer, on standard error.
+
+A role calls :func:`configure_role`: then all that its process says is a log line, also what nobody caught and, in the format
+for programs, what something printed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping, MutableMapping
+from types import TracebackType
+from typing import Any, TextIO
+
+import structlog
+
+from taskyard.masking import Hidden, escape_controls, mask, secrets_in
+from taskyard.printed import Printed
+from taskyard.settings import LogSettings, Settings
+
+#: Libraries that log each request or each message at a level which is too low for everyday use.
+_TALKATIVE = ("httpx2", "httpcore2", "asyncio", "amqp", "kombu", "sqlalchemy.engine", "alembic.runtime.plugins")
+#: Libraries that bring handlers of their own.
+_TAKEN_OVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "celery", "celery.task", "alembic", "sqlalchemy")
+
+Event = MutableMapping[str, Any]
+_log = structlog.get_logger(__name__)
+#: The secrets of this process. Logging is one for the whole process, and so are they.
+_hidden = Hidden()
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """From now on no log line of this process shows these."""
+    _hidden.add(secrets)
+
+
+def configure_role(settings: Settings) -> None:
+    """Make all that this process says log lines: for processes that serve, not for commands that answer somebody."""
+    configure(settings.log)
+    hide(secrets_in(settings))
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _unraisable
+    if settings.log.format == "json":
+        sys.stdout, sys.stderr = Printed("stdout", logging.INFO, sys.stdout), Printed("stderr", logging.WARNING, sys.stderr)
+
+
+def configure(settings: LogSettings) -> None:
+    """Send every log line of this process to standard error, in the format that ``settings`` asks for."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(_standard_error())
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_render(settings)]
+        )
+    )
+    _route(handler, settings.level.upper())
+
+
+def _render(settings: LogSettings) -> list[structlog.typing.Processor]:
+    first: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, _mask]
+    if settings.format == "json":
+        return [*first, structlog.processors.JSONRenderer(default=str)]
+    return [*first, _escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"))]
+
+
+def _route(handler: logging.Handler, level: str) -> None:
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _TAKEN_OVER:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    if level != "DEBUG":
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+
+
+def _standard_error() -> TextIO:
+    return sys.stderr.stream if isinstance(sys.stderr, Printed) else sys.stderr
+
+
+def _mask(logger: Any, method: str, event: Event) -> Event:
+    event.pop("color_message", None)  # Uvicorn says the same twice, once with colours.
+    return {_hidden.clean(key): _clean(mask(value, key)) for key, value in event.items()}
+
+
+def _clean(value: Any) -> Any:
+    """Without known secrets. What is no JSON becomes text here and not in the renderer: its text may have one."""
+    if isinstance(value, str):
+        return _hidden.clean(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {_clean(str(key)): _clean(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(inner) for inner in value]
+    return _hidden.clean(mask(str(value)))
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        _log.critical("process.failed", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        thread = args.thread.name if args.thread else None
+        _log.error("thread.failed", thread=thread, exc_info=(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback))
+
+
+def _unraisable(args: sys.UnraisableHookArgs) -> None:
+    error = args.exc_value or args.exc_type()
+    _log.error("error.not_raised", where=args.err_msg or repr(args.object), exc_info=(args.exc_type, error, args.exc_traceback))
+
+
+def _escape(logger: Any, method: str, event: Event) -> Event:
+    """Escape control characters; JSON does so by itself. A trace keeps its lines, indented: what it quotes can't pass for a line of the log."""
+    return {_escaped(key): _indented(value) if key in ("exception", "stack") else _escaped(value) for key, value in event.items()}
+
+
+def _indented(trace: str) -> str:
+    return "\n".join(f"    {_escaped(line)}" for line in trace.split("\n"))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    return escape_controls(value if isinstance(value, str) else repr(value))

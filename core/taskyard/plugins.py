@@ -1,0 +1,273 @@
+"""The plugin host: finds plugins by entry point, isolates broken ones, and answers who brings what."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import importlib_metadata
+import pluggy
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from taskyard import hookspecs, logs, masking
+from taskyard.errors import ConfigurationError, InvalidHandler, PluginConflict, UnknownTaskType
+from taskyard.handlers import Handler
+from taskyard.modelinfo import sentences
+from taskyard.notifiers import Notifier, check_notifier
+from taskyard.settings import Route, Settings
+from taskyard.storable import storable_text
+
+GROUP = "taskyard.plugins"
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Plugin:
+    """One installed plugin: where it came from, how it is, and what it brings.
+
+    ``state`` is ``enabled``, ``disabled`` (by configuration) or ``failed`` (``reason`` says why).
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    state: str = "enabled"
+    reason: str | None = None
+    config: BaseModel | None = None
+    handlers: list[Handler[Any, Any]] = field(default_factory=list)
+    notifiers: list[Notifier] = field(default_factory=list)
+
+
+class Registry:
+    """The plugins of one process. Built once at start-up by :func:`load_plugins` and passed in."""
+
+    def __init__(self, plugins: Iterable[Plugin], manager: pluggy.PluginManager) -> None:
+        self.plugins = sorted(plugins, key=lambda p: p.name)
+        self.hook = manager.hook
+        self.handlers: dict[str, Handler[Any, Any]] = {}
+        self.notifiers: dict[str, Notifier] = {}
+        self._owner: dict[str, Plugin] = {}
+        for plugin in self.plugins:
+            for handler in plugin.handlers:
+                self._claim(f"task type {handler.type!r}", plugin)
+                self.handlers[handler.type] = handler
+            for notifier in plugin.notifiers:
+                self._claim(f"notifier {notifier.name!r}", plugin)
+                self.notifiers[notifier.name] = notifier
+
+    def _claim(self, what: str, plugin: Plugin) -> None:
+        if other := self._owner.get(what):
+            raise PluginConflict(
+                f"Two plugins claim the {what}: {other.name!r} ({other.distribution}) and "
+                f"{plugin.name!r} ({plugin.distribution}). Disable one of them in [plugins]."
+            )
+        self._owner[what] = plugin
+
+    def handler(self, type_: str) -> Handler[Any, Any]:
+        """The handler of a task type.
+
+        Raises:
+            UnknownTaskType: with near matches.
+        """
+        try:
+            return self.handlers[type_]
+        except KeyError:
+            raise UnknownTaskType(type_, difflib.get_close_matches(type_, self.handlers, n=3, cutoff=0.6)) from None
+
+    def config_of(self, handler: Handler[Any, Any]) -> BaseModel | None:
+        """The configuration of the plugin that brought a handler."""
+        return next((p.config for p in self.plugins if p.name == handler.plugin), None)
+
+    def config_of_notifier(self, name: str) -> BaseModel | None:
+        """The configuration of the plugin that brought a notifier."""
+        owner = self._owner.get(f"notifier {name!r}")
+        return owner.config if owner else None
+
+
+def load_plugins(
+    *,
+    only: Iterable[str] | None = None,
+    disabled: Iterable[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    entry_points: Iterable[importlib_metadata.EntryPoint] | None = None,
+) -> Registry:
+    """Find, load and configure every installed plugin.
+
+    A plugin that fails to import, validate or register is marked as failed, with the reason, and the rest goes on.
+    ``entry_points`` stands in for what is installed, in tests.
+
+    Raises:
+        PluginConflict: two plugins share a name, or claim one task type or notifier.
+        ConfigurationError: ``only`` or ``disabled`` names a plugin that is not installed.
+    """
+    found = list(importlib_metadata.entry_points(group=GROUP) if entry_points is None else entry_points)
+    by_name = _by_name(found)
+    options = {_dashed(name, by_name): table for name, table in (options or {}).items()}
+    _check_names(by_name, only, disabled, options)
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    plugins = []
+    for name, entry in sorted(by_name.items()):
+        plugin = Plugin(name=name, distribution=entry.dist.name if entry.dist else "", version=entry.dist.version if entry.dist else "")
+        if name in set(disabled) or (only is not None and name not in set(only)):
+            plugin.state = "disabled"
+        else:
+            _load(plugin, entry, manager, dict(options.get(name, {})))
+        plugins.append(plugin)
+    return Registry(plugins, manager)
+
+
+def _by_name(found: Iterable[importlib_metadata.EntryPoint]) -> dict[str, importlib_metadata.EntryPoint]:
+    by_name: dict[str, importlib_metadata.EntryPoint] = {}
+    for entry in found:
+        other = by_name.setdefault(entry.name, entry)
+        # The same distribution can be seen twice on sys.path (an editable install and a build folder): one is enough.
+        if other.value != entry.value:
+            raise PluginConflict(f"Two plugins are named {entry.name!r}: {other.value} and {entry.value}. Uninstall one of them.")
+    return by_name
+
+
+def _dashed(name: str, installed: Container[str]) -> str:
+    """An environment variable's name can't hold a dash: its my_plugin means ``my-plugin`` where that one is installed."""
+    dashed = name.replace("_", "-")
+    return dashed if name not in installed and dashed in installed else name
+
+
+def _check_names(by_name: Mapping[str, Any], only: Iterable[str] | None, disabled: Iterable[str], options: Mapping[str, Any]) -> None:
+    for where, names in (("plugins.only", only or ()), ("plugins.disabled", disabled), ("plugins", options)):
+        for name in names:
+            if name not in by_name:
+                near = difflib.get_close_matches(name, by_name, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Installed: {', '.join(sorted(by_name)) or 'none'}."
+                raise ConfigurationError(f"{where}: no plugin {name!r} is installed.{hint}")
+
+
+def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.PluginManager, options: dict[str, Any]) -> None:
+    """Load one plugin; whatever it raises becomes its reason. SystemExit too: a plugin must not end the host."""
+    try:
+        module = entry.load()
+        manager.register(module, name=plugin.name)
+        manager.check_pending()
+        hooks = manager.subset_hook_caller
+        others = [p for _, p in manager.list_name_plugin() if p is not module]
+        models = [m for m in hooks("taskyard_config", others)() if m is not None]
+        plugin.config = _configure(plugin.name, models, options)
+        for group in hooks("taskyard_handlers", others)(config=plugin.config):
+            plugin.handlers += [_check_handler(h, plugin.name) for h in group]
+        for group in hooks("taskyard_notifiers", others)(config=plugin.config):
+            plugin.notifiers += [_check_options(check_notifier(n)) for n in group]
+        _refuse_twins("task type", [h.type for h in plugin.handlers])
+        _refuse_twins("notifier", [n.name for n in plugin.notifiers])
+    except (Exception, SystemExit) as error:
+        plugin.state, plugin.reason = "failed", f"{type(error).__name__}: {storable_text(error)}"
+        plugin.handlers, plugin.notifiers = [], []
+        if manager.has_plugin(plugin.name):
+            manager.unregister(name=plugin.name)
+        log.error("plugin.failed", plugin=plugin.name, distribution=plugin.distribution, reason=plugin.reason)
+
+
+def _configure(name: str, models: list[type[BaseModel]], options: dict[str, Any]) -> BaseModel | None:
+    if not models:
+        if options:
+            raise ConfigurationError(f"[plugins.{name}]: this plugin takes no configuration, but it has {', '.join(sorted(options))}")
+        return None
+    try:
+        return models[0].model_validate(options)
+    except ValidationError as error:
+        raise ConfigurationError(explain(f"plugins.{name}", models[0], error)) from error
+
+
+def _check_handler(candidate: Any, plugin: str) -> Handler[Any, Any]:
+    if not isinstance(candidate, Handler):
+        raise InvalidHandler(f"taskyard_handlers returned {candidate!r}; expected functions declared with @handler")
+    # Now, and not when somebody asks for them: one type without a schema would hide all others' then.
+    _check_schema(f"handler {candidate.type!r}: payload", candidate.payload_schema)
+    _check_schema(f"handler {candidate.type!r}: result", candidate.result_schema)
+    return candidate.owned_by(plugin)
+
+
+def _check_options(notifier: Notifier) -> Notifier:
+    _check_schema(f"notifier {notifier.name!r}: Options", notifier.Options.model_json_schema)
+    return notifier
+
+
+def _check_schema(what: str, build: Callable[[], dict[str, Any]]) -> None:
+    try:
+        build()
+    except Exception as error:  # Pydantic raises many kinds, and a plugin's own types any
+        raise InvalidHandler(f"{what}: no JSON Schema can be built: {storable_text(error)}") from error
+
+
+def _refuse_twins(what: str, names: list[str]) -> None:
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidHandler(f"it brings the {what} {', '.join(map(repr, twins))} more than once")
+
+
+def explain(where: str, model: type[BaseModel], error: ValidationError) -> str:
+    """A validation error as sentences that name each setting: ``plugins.http.timeout: input should be ...``.
+
+    The rejected values are left out: they may be secrets.
+    """
+    return "\n".join(f"{'.'.join([where, *key])}: {sentence}" for key, sentence in sentences(model, error))
+
+
+def load_plugins_for(settings: Settings) -> Registry:
+    """The registry that these settings ask for; every route's notifier and options are checked too.
+
+    Raises:
+        PluginConflict, ConfigurationError: see :func:`load_plugins`; a route is wrong.
+    """
+    chosen = settings.plugins
+    registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+    check_routes(registry, settings.routes)
+    logs.hide(masking.secrets_in([plugin.config for plugin in registry.plugins]))
+    for route in settings.routes:
+        usable = not is_waiting(registry, route)
+        logs.hide(masking.secrets_in(route_options(registry, route) if usable else route.options))
+        if not usable:
+            log.error("route.waits", route=route.name, notifier=route.notifier, reason=WAITING)
+    return registry
+
+
+#: What is said of a route whose notifier is missing where a plugin has failed: one broken plugin must not stop the host.
+WAITING = "no plugin that works brings its notifier, and there is one that failed; its notifications are tried again later"
+
+
+def is_waiting(registry: Registry, route: Route) -> bool:
+    """Is the route's notifier missing, perhaps because its plugin has failed?"""
+    return route.notifier not in registry.notifiers and any(plugin.state == "failed" for plugin in registry.plugins)
+
+
+def check_routes(registry: Registry, routes: Iterable[Route]) -> None:
+    """Refuse a route whose notifier is not there (unless a plugin has failed), or whose options its notifier does not take."""
+    seen: set[str] = set()
+    for route in routes:
+        where = f"route {route.name!r}"
+        if route.name in seen:
+            raise ConfigurationError(f"{where}: the name is used twice; deliveries are told apart by it.")
+        seen.add(route.name)
+        if not is_waiting(registry, route):
+            route_options(registry, route)
+
+
+def route_options(registry: Registry, route: Route) -> BaseModel:
+    """A route's options, validated by its notifier's model.
+
+    Raises:
+        ConfigurationError: names the route and each wrong option.
+    """
+    notifier = registry.notifiers.get(route.notifier)
+    if notifier is None:
+        near = difflib.get_close_matches(route.notifier, registry.notifiers, n=1)
+        failed = [f"{p.name} ({p.reason})" for p in registry.plugins if p.state == "failed"]
+        hint = f" Did you mean {near[0]!r}?" if near else f" Installed: {', '.join(sorted(registry.notifiers)) or 'none'}."
+        raise ConfigurationError(
+            f"route {route.name!r}: no plugin brings the notifier {route.notifier!r}.{hint}" + (f" Failed plugins: {'; '.join(failed)}." if failed else "")
+        )
+    try:
+        return notifier.Options.model_validate(route.options)
+    except ValidationError as error:
+        raise ConfigurationError(explain(f"route {route.name!r}: options", notifier.Options, error)) from error

@@ -1,0 +1,230 @@
+"""The read side: tasks, their events, deliveries. Cursor pages, by index, and nothing that counts a whole table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, false, func, not_, or_, select, text, union_all
+
+from taskyard import cursors
+from taskyard.errors import InvalidInput, NotFound
+from taskyard.tables import LIVE, SCHEMA_REVISION, TERMINAL, deliveries, events, tasks
+
+#: An id is made before its row: seconds before by a client's request, a whole run before by a handler that submits.
+_ID_BEFORE_ROW = timedelta(days=31)
+_CLOCKS_APART = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows, and the cursor of the page after them: None if they are the last."""
+
+    items: Sequence[Row[Any]]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFilters:
+    """Which tasks to list. Different filters must all hold; of several values of one filter, any may.
+
+    ``created_after`` is included, ``created_before`` is not. ``q`` is the start of an id, a type or a tag.
+    """
+
+    status: tuple[str, ...] = ()
+    type: tuple[str, ...] = ()
+    queue: tuple[str, ...] = ()
+    tag: tuple[str, ...] = ()
+    priority: int | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    q: str | None = None
+
+
+def list_tasks(connection: Connection, namespace: str, filters: TaskFilters, limit: int, cursor: str | None = None) -> Page:
+    """One page of tasks, newest first.
+
+    Raises:
+        InvalidInput: the cursor is garbled, or belongs to other filters.
+    """
+    bound_to = ["tasks", namespace, asdict(filters)]
+    conditions = [tasks.c.namespace == namespace, *_conditions(filters)]
+    if cursor is not None:
+        conditions.append(tasks.c.id < _uuid_of(cursors.decode(cursor, bound_to)))
+    branches = [select(tasks).where(*conditions, branch).order_by(tasks.c.id.desc()).limit(limit + 1) for branch in _branches(filters)]
+    rows = connection.execute(_merged(branches, limit + 1)).all()
+    return _page(rows, limit, lambda row: row.id.bytes, bound_to)
+
+
+def matching(connection: Connection, namespace: str, filters: TaskFilters, limit: int, before: UUID | None = None) -> list[Row[Any]]:
+    """The id and status of up to ``limit`` tasks, newest first, from before an id on. What is submitted meanwhile never shows up."""
+    conditions = [tasks.c.namespace == namespace, *_conditions(filters)]
+    if before is not None:
+        conditions.append(tasks.c.id < before)
+    chosen = (tasks.c.id, tasks.c.status)
+    branches = [select(*chosen).where(*conditions, branch).order_by(tasks.c.id.desc()).limit(limit) for branch in _branches(filters)]
+    return list(connection.execute(_merged(branches, limit)).all())
+
+
+def still_matching(connection: Connection, namespace: str, filters: TaskFilters, ids: Sequence[UUID]) -> list[UUID]:
+    """Those of ``ids`` that match now, locked: they match until this transaction ends."""
+    statement = select(tasks.c.id).where(tasks.c.id.in_(ids), tasks.c.namespace == namespace, *_conditions(filters))
+    if filters.type:
+        statement = statement.where(tasks.c.type.in_(filters.type))
+    if filters.status:
+        statement = statement.where(tasks.c.status.in_(filters.status))
+    return list(connection.execute(statement.order_by(tasks.c.id).with_for_update()).scalars())
+
+
+def _merged(branches: list[Select[Any]], limit: int) -> Any:
+    if len(branches) == 1:
+        return branches[0]
+    every = union_all(*(branch.subquery().select() for branch in branches)).subquery()
+    return select(every).order_by(every.c.id.desc()).limit(limit)
+
+
+def _branches(filters: TaskFilters) -> list[ColumnElement[bool]]:
+    """Disjoint conditions, each of which reads one index newest first. A single OR of them would read none."""
+    if filters.status:
+        ended: list[ColumnElement[bool]] = [tasks.c.ended == status for status in TERMINAL if status in filters.status]
+        live = [status for status in LIVE if status in filters.status and status != "held"]
+        waiting = [and_(tasks.c.ended.is_(None), tasks.c.status.in_(live))] if live else []
+        return ended + waiting + ([held()] if "held" in filters.status else [])
+    if filters.type:
+        return [tasks.c.type == type_ for type_ in dict.fromkeys(filters.type)]
+    return [tasks.c.namespace.is_not(None)]
+
+
+def held() -> ColumnElement[bool]:
+    """``status = 'held'`` in the words of its partial index, which must not mention the status (see tables.py)."""
+    return and_(not_(tasks.c.in_line), tasks.c.ended.is_(None), tasks.c.next_run_at.is_(None))
+
+
+def _conditions(filters: TaskFilters) -> list[ColumnElement[bool]]:
+    found: list[ColumnElement[bool]] = []
+    if filters.type and filters.status:
+        found.append(tasks.c.type.in_(filters.type))
+    if filters.queue:
+        found.append(tasks.c.queue.in_(filters.queue))
+    if filters.tag:
+        found.append(tasks.c.tags.overlap(list(filters.tag)))
+    if filters.priority is not None:
+        found.append(tasks.c.priority == filters.priority)
+    # The bounds on the id say nothing new; they let Postgres begin at the right place of an index.
+    if filters.created_after is not None:
+        found += [tasks.c.created_at >= filters.created_after, tasks.c.id >= first_id(filters.created_after - _ID_BEFORE_ROW)]
+    if filters.created_before is not None:
+        found += [tasks.c.created_at < filters.created_before, tasks.c.id < first_id(filters.created_before + _CLOCKS_APART)]
+    if filters.q:
+        found.append(_starts_with(filters.q))
+    return found
+
+
+def first_id(moment: datetime) -> UUID:
+    """The least UUIDv7 (RFC 9562, section 5.7) of a millisecond."""
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
+
+
+def _starts_with(q: str) -> ColumnElement[bool]:
+    tags = func.unnest(tasks.c.tags).table_valued("tag").render_derived()
+    in_tags = exists(select(1).select_from(tags).where(func.starts_with(tags.c.tag, q)).correlate(tasks))
+    by_id: ColumnElement[bool] = false()
+    if digits := id_digits(q):
+        by_id = tasks.c.id.between(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
+    return or_(by_id, func.starts_with(tasks.c.type, q), in_tags)
+
+
+def id_digits(q: str) -> str:
+    """The hexadecimal digits of an id's start; empty if it is none."""
+    digits = q.lower().replace("-", "")
+    return digits if re.fullmatch(r"[0-9a-f]{1,32}", digits) else ""
+
+
+def task(connection: Connection, namespace: str, task_id: UUID) -> Row[Any]:
+    """One task.
+
+    Raises:
+        NotFound: it is not in this namespace.
+    """
+    row = connection.execute(select(tasks).where(tasks.c.id == task_id, tasks.c.namespace == namespace)).first()
+    if row is None:
+        raise NotFound(f"There is no task {task_id} here.")
+    return row
+
+
+def ended_of(connection: Connection, task_ids: Sequence[UUID]) -> list[UUID]:
+    """Which of these tasks have ended, or are gone."""
+    statement = text(
+        "SELECT id FROM unnest(CAST(:ids AS uuid[])) AS asked(id) WHERE NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = asked.id AND ended IS NULL)"
+    )
+    return list(connection.execute(statement, {"ids": list(task_ids)}).scalars())
+
+
+def task_events(connection: Connection, namespace: str, task_id: UUID, limit: int, cursor: str | None = None) -> Page:
+    """One page of a task's history, oldest first. Raises NotFound, or InvalidInput for a wrong cursor."""
+    task(connection, namespace, task_id)
+    bound_to = ["events", namespace, task_id]
+    query = select(events).where(events.c.task_id == task_id).order_by(events.c.id).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(events.c.id > _number_of(cursors.decode(cursor, bound_to)))
+    return _page(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFilters:
+    """Which deliveries to list, combined as in :class:`TaskFilters`."""
+
+    status: tuple[str, ...] = ()
+    route: tuple[str, ...] = ()
+    task_id: UUID | None = None
+
+
+def list_deliveries(connection: Connection, namespace: str, filters: DeliveryFilters, limit: int, cursor: str | None = None) -> Page:
+    """One page of deliveries, newest first, each with its event's type. Raises InvalidInput for a wrong cursor."""
+    bound_to = ["deliveries", namespace, asdict(filters)]
+    query = select(deliveries, events.c.type.label("event")).join(events, events.c.id == deliveries.c.event_id)
+    query = query.where(deliveries.c.namespace == namespace).order_by(deliveries.c.id.desc()).limit(limit + 1)
+    if filters.status:
+        query = query.where(deliveries.c.status.in_(filters.status))
+    if filters.route:
+        query = query.where(deliveries.c.route.in_(filters.route))
+    if filters.task_id is not None:
+        query = query.where(deliveries.c.task_id == filters.task_id)
+    if cursor is not None:
+        query = query.where(deliveries.c.id < _number_of(cursors.decode(cursor, bound_to)))
+    return _page(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+
+
+def _page(rows: Sequence[Row[Any]], limit: int, position: Any, bound_to: Any) -> Page:
+    items = rows[:limit]
+    more = len(rows) > limit
+    return Page(items, cursors.encode(position(items[-1]), bound_to) if more else None)
+
+
+def _uuid_of(position: bytes) -> UUID:
+    if len(position) != 16:
+        raise InvalidInput("The cursor is garbled.", [("/cursor", "expected next_cursor of an earlier page, unchanged")])
+    return UUID(bytes=position)
+
+
+def _number_of(position: bytes) -> int:
+    if len(position) != 8 or position[0] > 127:
+        raise InvalidInput("The cursor is garbled.", [("/cursor", "expected next_cursor of an earlier page, unchanged")])
+    return int.from_bytes(position)
+
+
+def schema_revision(connection: Connection) -> str | None:
+    """The revision that migrations brought this database to; None if there is none."""
+    if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
+        return None
+    found: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return found
+
+
+def schema_is_usable(revision: str | None) -> bool:
+    """Can this code work on a database at ``revision``? A newer one is fine: migrations come before the code that needs them."""
+    return revision is not None and revision >= SCHEMA_REVISION

@@ -1,0 +1,42 @@
+"""Which parts of an installation are usable. A web process is ready when it can take tasks: with database and schema. Workers and
+dispatchers are shown, and decide nothing: without them tasks are accepted and wait, and taking the web service away would help nobody.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from taskyard import gauges, queries
+from taskyard.settings import Settings
+from taskyard.tables import SCHEMA_REVISION
+
+OK = "ok"
+#: The parts that a web process needs.
+NEEDED = ("database", "schema")
+#: The others.
+SHOWN = ("dispatcher", "workers")
+
+
+def look(connection: Connection, settings: Settings) -> dict[str, str]:
+    """Each part's state: ``ok``, or what is wrong with it."""
+    revision = queries.schema_revision(connection)
+    if not queries.schema_is_usable(revision):
+        schema = f"at {revision or 'nothing'}, needs {SCHEMA_REVISION}: run `taskyard db upgrade`"
+        return {"database": OK, "schema": schema} | dict.fromkeys(SHOWN, "unknown: the schema is not usable")
+    roles = gauges.roles(connection, settings)
+    return {
+        "database": OK,
+        "schema": OK,
+        "dispatcher": OK if roles.dispatcher else "none used the database lately: tasks are accepted, and wait",
+        "workers": OK if roles.workers else f"none beat within {settings.dispatch.worker_silence:g} s: tasks are accepted, and wait",
+    }
+
+
+def unreachable(reason: str) -> dict[str, str]:
+    """The parts when the database can't be asked."""
+    return {"database": reason} | dict.fromkeys(("schema", *SHOWN), "unknown: the database can't be asked")
+
+
+def is_ready(parts: dict[str, str]) -> bool:
+    """Can a web process do its work?"""
+    return all(parts[part] == OK for part in NEEDED)

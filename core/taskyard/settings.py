@@ -1,0 +1,227 @@
+"""One validated, frozen settings object, built at start-up by :func:`load_settings` and passed in."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+
+from taskyard import durations
+from taskyard.errors import ConfigurationError
+from taskyard.events import EVENT_TYPES
+from taskyard.modelinfo import Key
+from taskyard.sources import Leaf, Loaded, read
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+Period = Annotated[float | None, Field(ge=60, le=durations.LONGEST.total_seconds()), BeforeValidator(durations.seconds)]
+QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+class Section(BaseModel):
+    """Part of the settings: frozen, and it knows all its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DatabaseSettings(Section):
+    """Where the truth is kept."""
+
+    url: SecretStr | None = Field(None, description="PostgreSQL URL (any of postgresql://, +asyncpg, +psycopg). Unset: `taskyard up` starts its own.")
+    pool_size: int = Field(10, ge=1, le=200, description="Connections that one process keeps open at most.")
+    connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a connection, and for one from the pool, before a request is refused.")
+    statement_timeout: Seconds = Field(30.0, description="Seconds that one statement may take.")
+
+
+class BrokerSettings(Section):
+    """The message broker that Celery uses."""
+
+    url: SecretStr | None = Field(None, description="Celery broker URL, such as amqp://user:password@host:5672//. Unset: `taskyard up` starts its own.")
+    result_backend: str | None = Field(
+        None, repr=False, description="Celery result backend for Celery tasks of your own; Taskyard keeps its results in PostgreSQL."
+    )
+    prefix: QueueName = Field("taskyard", description="First part of every broker queue's name; two installations on one broker need two.")
+    confirm_timeout: Seconds = Field(5.0, description="Seconds to wait for the broker's answer, such as its confirmation of a message.")
+    settle_after: Seconds = Field(
+        600.0, description="Seconds after which the message of a task that still runs is acknowledged: less than RabbitMQ's consumer_timeout (30 minutes)."
+    )
+
+
+class ApiSettings(Section):
+    """The REST service."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, in bytes.")
+    max_streams: int = Field(5000, ge=0, le=100_000, description="Live event streams that one web process serves at once.")
+    cors_origins: tuple[str, ...] = Field((), description="Origins of web pages that may call from a browser, such as https://app.example.com. Empty: none.")
+    root_path: str = Field("", description="Path prefix that a reverse proxy strips.")
+    idempotency_period: Seconds = Field(86400.0, description="Seconds for which an `Idempotency-Key` is remembered, at least.")
+
+
+class AuthSettings(Section):
+    """Who may call."""
+
+    mode: Literal["none", "keys"] | None = Field(
+        None, description="`keys` asks every caller for an access key, `none` serves everybody who reaches the address. Unset: `none` on loopback, else `keys`."
+    )
+
+
+class DispatchSettings(Section):
+    """How ready tasks reach the broker, and how lost ones are found."""
+
+    window: int = Field(
+        256,
+        ge=1,
+        le=100_000,
+        description="Tasks of one queue that wait in the broker at most, for each lane (sync, async); of those that travel together up to 8 times as many.",
+    )
+    tick: Seconds = Field(1.0, description="Seconds between two looks when nothing wakes the dispatcher.")
+    sweep_after: Seconds = Field(30.0, description="Seconds after which a queued task that nobody claimed is looked at as lost in the broker.")
+    worker_silence: Seconds = Field(15.0, description="Seconds without a heartbeat after which a worker counts as lost.")
+    max_lost: int = Field(3, ge=0, le=100, description="Times that a task may lose its worker and still be run again.")
+    park_delay: Seconds = Field(30.0, description="Seconds that a task whose type no worker knows waits before it is tried again.")
+
+
+class WorkerSettings(Section):
+    """The Celery worker."""
+
+    processes: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        le=1024,
+        description="Sync handlers that run at once, each in a process; unset: as many as there are cores.",
+    )
+    async_slots: int = Field(1000, ge=1, le=100_000, description="Async handlers that run at once in the worker's event loop.")
+    queues: tuple[QueueName, ...] | None = Field(None, min_length=1, description="Queues to work on. Unset: `default` and all that handlers name.")
+    heartbeat: Seconds = Field(3.0, description="Seconds between two heartbeats of a worker.")
+    cancel_grace: Seconds = Field(5.0, description="Seconds within which a running task that is asked to stop has stopped, one way or the other.")
+    kill_grace: Seconds = Field(1.0, description="Seconds between the polite end of a handler at its timeout and SIGKILL.")
+    stop_grace: Seconds = Field(20.0, description="Seconds that running tasks get at shutdown before they go back in line.")
+    max_result_bytes: int = Field(1_048_576, ge=1024, description="Largest result, in bytes of JSON.")
+
+
+class DeliverySettings(Section):
+    """How notifications are sent."""
+
+    max_attempts: int = Field(8, ge=1, le=50, description="Tries of one delivery before it is kept as dead.")
+    base: Seconds = Field(10.0, description="Seconds before the second try; each further one waits `factor` times as long.")
+    factor: float = Field(4.7, ge=1, le=100, description="Growth of the wait between tries. The defaults spread 8 tries over about a day.")
+    max_delay: Seconds = Field(86400.0, description="Longest wait between two tries, in seconds.")
+    timeout: Seconds = Field(30.0, description="Seconds that one try may take.")
+    concurrency: int = Field(50, ge=1, le=1000, description="Deliveries that one worker sends at once.")
+
+
+class LogSettings(Section):
+    """What the processes write to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity that is written.")
+    format: Literal["console", "json"] = Field("console", description="`console` for people, `json` for programs.")
+
+
+class RetentionSettings(Section):
+    """How long ended tasks are kept, with their history. A number of seconds, or with a unit: 12h, 30d. Unset: for ever."""
+
+    succeeded: Period = Field(None, description="After this time a task that succeeded is deleted.")
+    failed: Period = Field(None, description="After this time a task that failed is deleted.")
+    cancelled: Period = Field(None, description="After this time a task that was cancelled is deleted.")
+    expired: Period = Field(None, description="After this time a task that expired is deleted.")
+
+
+class PluginSettings(BaseModel):
+    """Which plugins run. ``[plugins.<name>]`` tables are validated by each plugin's own model."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    only: tuple[str, ...] | None = Field(None, description="Allow-list: no other plugin runs.")
+    disabled: tuple[str, ...] = Field((), description="Plugins that are installed and must not run.")
+
+    @property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """The ``[plugins.<name>]`` tables."""
+        return dict(self.model_extra or {})
+
+
+class Route(Section):
+    """One ``[[routes]]`` entry: which events go to which notifier, with which options."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(description="The route's name, in deliveries and logs. Unique.")
+    notifier: str = Field(description="The notifier that sends.")
+    events: tuple[Literal[EVENT_TYPES], ...] = Field(min_length=1, description="Event types, such as task.failed.")  # type: ignore[valid-type]  # the tuple is a constant
+    types: tuple[str, ...] | None = Field(None, description="Task types, as globs such as report.*. Unset: all.")
+    queues: tuple[str, ...] | None = Field(None, description="Queues. Unset: all.")
+    tags: tuple[str, ...] | None = Field(None, description="Tags, of which a task needs at least one. Unset: all.")
+    min_priority: int = Field(0, ge=0, le=9, description="Least priority.")
+    options: dict[str, Any] = Field(default_factory=dict, repr=False, description="Validated by the notifier's own model.")
+
+
+class Settings(Section):
+    """All settings of a process."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    broker: BrokerSettings = BrokerSettings()
+    api: ApiSettings = ApiSettings()
+    auth: AuthSettings = AuthSettings()
+    dispatch: DispatchSettings = DispatchSettings()
+    worker: WorkerSettings = WorkerSettings()
+    deliveries: DeliverySettings = DeliverySettings()
+    log: LogSettings = LogSettings()
+    retention: RetentionSettings = RetentionSettings()
+    plugins: PluginSettings = PluginSettings()
+    routes: tuple[Route, ...] = ()
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Does the REST service ask every caller for an access key? Where nothing is set, it does on every address but loopback."""
+        return self.auth.mode == "keys" or (self.auth.mode is None and not is_loopback(self.api.host))
+
+
+def is_loopback(host: str) -> bool:
+    """Does only this machine reach it? A name other than localhost counts as reachable."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+#: Names that deployments commonly have, and what they set. A TASKYARD_ name in the same source is stronger.
+ALIASES: dict[str, Key] = {
+    "DATABASE_URL": ("database", "url"),
+    "CELERY_BROKER_URL": ("broker", "url"),
+    "CELERY_RESULT_BACKEND": ("broker", "result_backend"),
+}
+
+
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """The settings of this process.
+
+    Sources, the strongest first: ``overrides`` (a mapping for each section; None means not given), the environment
+    (``TASKYARD_<SECTION>__<NAME>``), ``.env`` in the current folder, and ``taskyard.toml``: ``config``, else what
+    TASKYARD_CONFIG names, else ``./taskyard.toml`` if it is there.
+
+    Raises:
+        ConfigurationError: one line for each problem, with its place and never a value.
+    """
+    return load_with_places(config, **overrides).settings
+
+
+def load_with_places(config: Path | None = None, **overrides: Any) -> Loaded[Settings]:
+    """Like :func:`load_settings`, with the place that each setting came from."""
+    return read(Settings, config=config, aliases=ALIASES, fallback=_postgres_parts, overrides=overrides)
+
+
+def _postgres_parts(variables: Mapping[str, str]) -> dict[Key, Leaf]:
+    """The database's URL from POSTGRES_DB, _USER, _PASSWORD, _HOST and _PORT, for when no source gives one."""
+    parts = {name: variables.get(f"POSTGRES_{name}") or None for name in ("DB", "USER", "PASSWORD", "HOST", "PORT")}
+    if not parts["HOST"] and not parts["DB"]:
+        return {}
+    if not (port := parts["PORT"] or "5432").isdecimal():
+        raise ConfigurationError("POSTGRES_PORT: expected a number")
+    from sqlalchemy import URL  # Here, not above: `taskyard --help` need not wait for it.
+
+    user = parts["USER"] or "postgres"
+    url = URL.create("postgresql", user, parts["PASSWORD"], parts["HOST"] or "localhost", int(port), parts["DB"] or user)
+    return {("database", "url"): Leaf(url.render_as_string(hide_password=False), "environment or .env", variable="POSTGRES_HOST, POSTGRES_DB, ...")}

@@ -1,0 +1,117 @@
+"""What Postgres can keep, and Python can read back: JSON without NUL and lone surrogates, bounded in depth and size."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+MAX_DEPTH = 64
+#: Digits of a whole number. JSON sets no bound, but Python reads no more than 4,300 by default.
+MAX_DIGITS = 4000
+_TOO_LONG = 10**MAX_DIGITS
+
+
+def find_unstorable(value: Any) -> tuple[str, str] | None:
+    """The first place in a JSON value that Postgres would refuse: its JSON pointer and what is wrong, or None.
+
+    ``jsonb`` takes no U+0000, no unpaired surrogate (PostgreSQL manual, 8.14) and no NaN; nesting is bounded so that no
+    reader of a task needs a deep stack, and so is the length of numbers.
+    """
+    return None if _is_storable(value, 0) else _find(value, "", 0)
+
+
+def _is_storable(value: Any, depth: int) -> bool:
+    """What nearly every value is, found without putting pointers together."""
+    if isinstance(value, str):
+        return _is_storable_text(value)
+    if isinstance(value, dict):
+        return depth < MAX_DEPTH and all(_is_storable(item, depth + 1) and (not isinstance(key, str) or _is_storable_text(key)) for key, item in value.items())
+    if isinstance(value, list):
+        return depth < MAX_DEPTH and all(_is_storable(item, depth + 1) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return not isinstance(value, int) or abs(value) < _TOO_LONG
+
+
+def _is_storable_text(text: str) -> bool:
+    return "\x00" not in text and (text.isascii() or _text_problem(text) is None)
+
+
+def _find(value: Any, pointer: str, depth: int) -> tuple[str, str] | None:
+    if isinstance(value, str):
+        return (pointer, problem) if (problem := _text_problem(value)) else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return pointer, "NaN and infinities are not JSON"
+    if isinstance(value, int) and abs(value) >= _TOO_LONG:
+        return pointer, f"a number of more than {MAX_DIGITS} digits"
+    if not isinstance(value, dict | list):
+        return None
+    if depth >= MAX_DEPTH:
+        return pointer, f"nested deeper than {MAX_DEPTH} levels"
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        here = f"{pointer}/{escape_pointer(str(key))}"
+        if isinstance(key, str) and (problem := _text_problem(key)):
+            return pointer, f"a key has {problem}"
+        if found := _find(item, here, depth + 1):
+            return found
+    return None
+
+
+def find_unstorable_json(text: str) -> tuple[str, str] | None:
+    """:func:`find_unstorable` for JSON text that Pydantic wrote. Raises ValueError or RecursionError: Python can't read it.
+
+    It is read only where its text gives cause: that takes long for a large value, which may come from an event loop, and is a tenth of the
+    time that a task takes which returns nothing. (A short text has no number that is too long.)
+    """
+    cause = text.count("[") + text.count("{") > MAX_DEPTH or "\\u0000" in text or "NaN" in text or "Infinity" in text
+    if not cause and len(text) < MAX_DIGITS:
+        return None
+    value = json.loads(text)
+    return find_unstorable(value) if cause else None
+
+
+def _text_problem(text: str) -> str | None:
+    if "\x00" in text:
+        return "the character U+0000, which can't be stored"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "an unpaired surrogate, which is not a character"
+    return None
+
+
+def storable_text(value: object, length: int | None = None) -> str:
+    """Any value as text that Postgres takes: what it would refuse is escaped. One that can't tell its text is named by its class."""
+    try:
+        text = str(value)
+    except Exception:
+        text = f"({type(value).__name__})"
+    return text.replace("\x00", "\\0").encode(errors="backslashreplace").decode()[:length]
+
+
+def escape_pointer(key: str) -> str:
+    """One key as a token of a JSON pointer (RFC 6901, section 3)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def to_json(value: Any) -> str:
+    """JSON text for a ``jsonb`` parameter; refuses NaN and infinities with ValueError."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What Postgres has kept. What Python would refuse to read is told as text: no stored row makes a list unreadable."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(text, parse_int=_whole_number)
+    except (ValueError, RecursionError):
+        return "(JSON that can't be read here)"
+
+
+def _whole_number(digits: str) -> int | str:
+    return int(digits) if len(digits) <= MAX_DIGITS else digits

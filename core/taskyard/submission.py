@@ -1,0 +1,180 @@
+"""From what a client sends to a task that can be stored: the rules of "Task in", and each handler's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+from uuid import UUID
+
+import structlog
+import uuid_utils.compat as uuid7
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from taskyard import storable
+from taskyard.errors import InvalidInput, UnknownTaskType
+from taskyard.handlers import MAX_DELAY, QUEUE_PATTERN, Handler
+from taskyard.lifecycle import NewTask
+from taskyard.plugins import Registry
+from taskyard.storable import find_unstorable
+from taskyard.validation import MAX_PROBLEMS, Instant, problems_of
+
+log = structlog.get_logger(__name__)
+
+MAX_METADATA_BYTES = 16 * 1024
+
+
+def _different(tags: list[str]) -> list[str]:
+    if len(set(tags)) != len(tags):
+        raise PydanticCustomError("unique", "expected each tag once")
+    return tags
+
+
+def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+    try:
+        size = len(storable.to_json(metadata).encode())
+    except (TypeError, ValueError) as error:
+        raise PydanticCustomError("json", "not JSON: {reason}", {"reason": storable.storable_text(error)}) from None
+    if size > MAX_METADATA_BYTES:
+        raise PydanticCustomError("too_long", "expected at most 16 KiB of JSON")
+    return metadata
+
+
+Priority = Annotated[int, Field(strict=True, ge=0, le=9, description="0 to 9; 9 is the most urgent.")]
+Tags = Annotated[
+    list[Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]],
+    Field(max_length=32, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_different),
+]
+Metadata = Annotated[dict[str, Any], Field(description="Up to 16 KiB of JSON of your own."), AfterValidator(_small)]
+
+
+class TaskIn(BaseModel):
+    """A task as a client submits it. Null means "not given" for all but ``payload``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Annotated[str, StringConstraints(strict=True)] = Field(description="An installed task type.")
+    payload: Any = Field(description="The handler's input.")
+    priority: Priority | None = Field(None, description="0 to 9; 9 is the most urgent. Default: the handler's, commonly 5.")
+    queue: Annotated[str, StringConstraints(strict=True, pattern=f"^{QUEUE_PATTERN.pattern}$")] | None = Field(None, description="Default: the handler's.")
+    run_at: Instant | None = Field(None, description="Not before this time.")
+    delay: Annotated[float, Field(strict=True, ge=0, le=MAX_DELAY, allow_inf_nan=False)] | None = Field(
+        None, description="Not before this many seconds from now."
+    )
+    expires_at: Instant | None = Field(None, description="If it has not started by then, it never does.")
+    timeout: Annotated[float, Field(strict=True, gt=0, le=30 * 86400, allow_inf_nan=False)] | None = Field(None, description="Seconds that a run may take.")
+    max_attempts: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = Field(None, description="Runs that may fail before the task does.")
+    tags: Tags | None = None
+    metadata: Metadata | None = None
+    unique_key: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=255)] | None = Field(
+        None, description="At most one task that has not ended has this key."
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TaskIn:
+        if self.run_at is not None and self.delay is not None:
+            raise PydanticCustomError("one_start", "expected run_at or delay, not both")
+        return self
+
+
+def prepare(
+    registry: Registry,
+    fields: Mapping[str, Any],
+    *,
+    namespace: str = "default",
+    id: UUID | None = None,
+    parent_id: UUID | None = None,
+) -> NewTask:
+    """Validate one task and fill in its handler's defaults. ``fields`` holds JSON values, as in "Task in".
+
+    The payload is checked against the handler's model by JSON rules, and kept as it was sent: a handler's next version may
+    read more of it than this one.
+
+    Raises:
+        UnknownTaskType: no installed plugin brings the type; carries near matches.
+        InvalidInput: anything else is wrong; carries JSON pointers, such as /payload/url.
+    """
+    sent = dict(fields)
+    if unstorable := find_unstorable(sent):
+        raise InvalidInput("The task can't be stored.", [unstorable])
+    type_ = sent.get("type")
+    handler = registry.handler(type_) if isinstance(type_, str) else None
+    problems: list[tuple[str, str]] = []
+    task: TaskIn | None = None
+    try:
+        task = TaskIn.model_validate(sent)
+    except ValidationError as error:
+        problems += problems_of(error, sent, TaskIn.model_fields)
+    if handler is not None and "payload" in sent:
+        problems += _payload_problems(handler, sent["payload"])
+    if problems or task is None or handler is None:
+        raise InvalidInput("The task is not as expected.", problems)
+    return _with_defaults(task, handler, namespace, id or uuid7.uuid7(), parent_id)
+
+
+def prepare_all(registry: Registry, sent: Sequence[Any], *, namespace: str = "default", at: str = "/tasks") -> Iterator[NewTask]:
+    """Validate many tasks, one at each step. If any is wrong, the end is an error that points to what is wrong in all of them.
+
+    Raises:
+        UnknownTaskType, InvalidInput: as :func:`prepare` for the first that is wrong; carries pointers such as /tasks/17/payload/url.
+    """
+    first: InvalidInput | None = None
+    problems: list[tuple[str, str]] = []
+    holders: dict[str, int] = {}
+    for index, fields in enumerate(sent):
+        try:
+            if not isinstance(fields, dict):
+                raise InvalidInput(problems=[("", "expected a JSON object")])
+            task = prepare(registry, fields, namespace=namespace)
+            if task.unique_key is not None and (holder := holders.setdefault(task.unique_key, index)) != index:
+                raise InvalidInput(problems=[("/unique_key", f"{at}/{holder} has the same")])
+        except InvalidInput as error:
+            first = first or error
+            problems += [(f"{at}/{index}{pointer}", detail) for pointer, detail in error.problems]
+            if len(problems) >= MAX_PROBLEMS:
+                break
+        else:
+            yield task
+    if first is not None:
+        if not isinstance(first, UnknownTaskType):
+            first = InvalidInput("The tasks are not as expected; none of them is submitted.")
+        first.problems = tuple(problems[:MAX_PROBLEMS])
+        raise first
+
+
+def _payload_problems(handler: Handler[Any, Any], payload: Any) -> list[tuple[str, str]]:
+    try:
+        sent = storable.to_json(payload)
+    except (TypeError, ValueError) as error:
+        return [("/payload", f"not JSON: {error}")]
+    try:
+        handler.payload.validate_json(sent)
+    except ValidationError as error:
+        return problems_of(error, payload, handler.payload_schema().get("properties", ()), "/payload")
+    except Exception as error:
+        # A validator may raise anything. What its handler could not read either is not accepted.
+        log.exception("payload.validator_failed", type=handler.type)
+        return [("/payload", f"its validator raised {type(error).__name__}")]
+    return []
+
+
+def _with_defaults(task: TaskIn, handler: Handler[Any, Any], namespace: str, id: UUID, parent_id: UUID | None) -> NewTask:
+    return NewTask(
+        id=id,
+        type=handler.type,
+        payload=task.payload,
+        queue=handler.queue if task.queue is None else task.queue,
+        lane=handler.lane,
+        priority=handler.priority if task.priority is None else task.priority,
+        timeout=handler.timeout if task.timeout is None else task.timeout,
+        max_attempts=handler.retry.max_attempts if task.max_attempts is None else task.max_attempts,
+        namespace=namespace,
+        run_at=task.run_at.isoformat() if task.run_at else None,
+        delay=task.delay,
+        expires_at=task.expires_at.isoformat() if task.expires_at else None,
+        tags=tuple(task.tags or ()),
+        metadata=task.metadata or {},
+        unique_key=task.unique_key,
+        parent_id=parent_id,
+    )

@@ -1,0 +1,246 @@
+"""The tables, and the invariants that Postgres holds for us.
+
+Indexes are few on purpose: no index key or predicate changes its value while a live task moves, so those moves stay
+heap-only updates (see docs/decisions/ and the test on ``n_tup_hot_upd``). That is what ``in_line`` and ``ended`` are for:
+both are generated from the status, and both keep one value from pending through queued to running.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+#: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
+SCHEMA_REVISION = "0005"
+
+LIVE = ("scheduled", "pending", "queued", "running", "held")
+TERMINAL = ("succeeded", "failed", "cancelled", "expired")
+IN_LINE = ("pending", "queued", "running")
+DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
+
+
+def _listed(values: tuple[str, ...]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _time(name: str, **options: Any) -> Column[Any]:
+    return Column(name, DateTime(timezone=True), **options)
+
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("namespace", Text, nullable=False, server_default="default"),
+    Column("type", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("lane", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("payload", JSONB, nullable=False),
+    Column("result", JSONB),
+    Column("error", JSONB),
+    Column("progress", JSONB),
+    Column("tags", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("metadata", JSONB, nullable=False, server_default="{}"),
+    Column("unique_key", Text),
+    Column("parent_id", Uuid),
+    Column("timeout", Double, nullable=False),
+    Column("max_attempts", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("lost", Integer, nullable=False, server_default="0"),
+    Column("version", Integer, nullable=False, server_default="1"),
+    Column("worker_id", Uuid),
+    # Somebody waits for its end: only then is that worth a NOTIFY. Set in the row that a finish must lock, so neither misses the other.
+    Column("awaited", Boolean, nullable=False, server_default="false"),
+    _time("run_at"),
+    _time("next_run_at"),
+    _time("expires_at"),
+    _time("cancel_requested_at"),
+    _time("created_at", nullable=False, server_default=func.now()),
+    _time("updated_at", nullable=False, server_default=func.now()),
+    _time("queued_at"),
+    _time("started_at"),
+    _time("finished_at"),
+    # A parked or retried task leaves the line until it is due, so that the dispatcher never reads past a crowd of sleepers.
+    Column("in_line", Boolean, Computed(f"status IN ({_listed(IN_LINE)}) AND next_run_at IS NULL", persisted=True)),
+    Column("ended", Text, Computed(f"CASE WHEN status IN ({_listed(TERMINAL)}) THEN status END", persisted=True)),
+    CheckConstraint(f"status IN ({_listed(LIVE + TERMINAL)})", name="status"),
+    CheckConstraint(f"(status IN ({_listed(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished"),
+    CheckConstraint("status <> 'scheduled' OR next_run_at IS NOT NULL", name="scheduled"),
+    CheckConstraint("status <> 'running' OR (worker_id IS NOT NULL AND started_at IS NOT NULL AND fence > 0)", name="running"),
+    CheckConstraint("priority BETWEEN 0 AND 9", name="priority"),
+    CheckConstraint("lane IN ('sync', 'async')", name="lane"),
+    CheckConstraint("timeout > 0 AND max_attempts > 0 AND attempt >= 0 AND fence >= attempt AND lost >= 0", name="counts"),
+    Index("ix_tasks_line", "queue", "lane", text("priority DESC"), "id", postgresql_where=text("in_line")),
+    Index("ix_tasks_due", "next_run_at", postgresql_where=text("next_run_at IS NOT NULL")),
+    Index("ix_tasks_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND ended IS NULL")),
+    Index("uq_tasks_unique_key", "namespace", "unique_key", unique=True, postgresql_where=text("unique_key IS NOT NULL AND ended IS NULL")),
+    Index("ix_tasks_newest", "namespace", "id"),
+    Index("ix_tasks_type", "namespace", "type", "id"),
+    Index("ix_tasks_ended", "namespace", "ended", "id", postgresql_where=text("ended IS NOT NULL")),
+    Index("ix_tasks_live", "namespace", "id", postgresql_where=text("ended IS NULL")),
+    # Exactly the held tasks: every other live one is in line or has a next_run_at.
+    Index("ix_tasks_held", "namespace", "id", postgresql_where=text("NOT in_line AND ended IS NULL AND next_run_at IS NULL")),
+    Index("ix_tasks_tags", "tags", postgresql_using="gin"),
+    postgresql_with={"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.02"},
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # No foreign key: its check would cost a look-up and a row lock for each of a task's events. The verbs write an event only
+    # in the statement that moved the task.
+    Column("task_id", Uuid, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    _time("time", nullable=False, server_default=func.clock_timestamp()),
+    Column("attempt", Integer, nullable=False),
+    Column("data", JSONB, nullable=False, server_default="{}"),
+    Index("ix_events_task_id", "task_id", "id"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("queues", ARRAY(Text), nullable=False),
+    Column("slots", JSONB, nullable=False, server_default="{}"),
+    # Seconds that a task of each type took lately: what the dispatcher packs messages by.
+    Column("pace", JSONB, nullable=False, server_default="{}"),
+    _time("started_at", nullable=False, server_default=func.now()),
+    _time("beat_at", nullable=False, server_default=func.now()),
+)
+
+queues = Table(
+    "queues",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _time("paused_at"),
+    _time("created_at", nullable=False, server_default=func.now()),
+)
+
+routes = Table(
+    "routes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("notifier", Text, nullable=False),
+    Column("events", ARRAY(Text), nullable=False),
+    Column("type_pattern", Text),
+    Column("queues", ARRAY(Text)),
+    Column("tags", ARRAY(Text)),
+    Column("min_priority", SmallInteger, nullable=False, server_default="0"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("event_id", BigInteger, ForeignKey("events.id", ondelete="CASCADE"), nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("task_id", Uuid, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("notifier", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default="pending"),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("tries", JSONB, nullable=False, server_default="[]"),
+    _time("next_try_at", server_default=func.now()),
+    _time("created_at", nullable=False, server_default=func.now()),
+    _time("updated_at", nullable=False, server_default=func.now()),
+    _time("delivered_at"),
+    CheckConstraint(f"status IN ({_listed(DELIVERY_STATUSES)})", name="status"),
+    CheckConstraint("(status = 'delivered') = (delivered_at IS NOT NULL)", name="delivered"),
+    CheckConstraint("(status IN ('delivered', 'dead')) = (next_try_at IS NULL)", name="open"),
+    Index("ix_deliveries_due", "next_try_at", postgresql_where=text("next_try_at IS NOT NULL")),
+    Index("ix_deliveries_event_id", "event_id"),
+    Index("ix_deliveries_newest", "namespace", "id"),
+    Index("ix_deliveries_task_id", "task_id"),
+)
+
+# A table of its own: no move of a task touches it.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("namespace", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("task_ids", ARRAY(Uuid), nullable=False),
+    _time("created_at", nullable=False, server_default=func.now()),
+    Index("ix_idempotency_keys_created_at", "created_at"),
+)
+
+# What the processes have counted since ever (see metrics.py). A histogram has a row for each bucket, not cumulated, and one for
+# its sum. The same few rows are updated again and again: room in each page keeps that heap-only.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("labels", ARRAY(Text), primary_key=True),
+    Column("value", Double, nullable=False),
+    postgresql_with={"fillfactor": "50"},
+)
+
+# Access keys. A rotated key has its successor's name for a while, so that names are unique by lock and not by index: see keys.py.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    _time("created_at", nullable=False, server_default=func.now()),
+    _time("expires_at"),
+    _time("last_used_at"),
+    _time("revoked_at"),
+    CheckConstraint("octet_length(hash) = 32", name="hash"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _time("time", nullable=False, server_default=func.now()),
+    Column("key_id", Text, nullable=False),
+    Column("key_name", Text, nullable=False),
+    Column("namespace", Text, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("target", Text, nullable=False),
+)

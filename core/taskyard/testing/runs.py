@@ -1,0 +1,225 @@
+"""One run of a handler, one try of a notifier: what a worker would make of it, as a plain value."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+import structlog
+import uuid_utils.compat as uuid7
+from pydantic import BaseModel, ValidationError
+
+from taskyard.errors import InvalidInput, RetryLater, TaskCancelled, TaskFailed
+from taskyard.handlers import Context, Handler, Submission
+from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check_notifier
+from taskyard.storable import escape_pointer
+
+Progress = tuple[float | None, str | None]
+
+
+@dataclass(slots=True)
+class HandlerRun:
+    """How one run ended.
+
+    ``status`` is what the task becomes: ``succeeded``, ``failed``, ``cancelled``, or ``scheduled`` when it would be tried
+    again after ``delay`` seconds. ``result`` is JSON, as clients see it. ``error`` is what the handler raised, ``code`` its
+    slug. ``submissions`` are empty unless the run succeeded, as in a worker.
+    """
+
+    status: Literal["succeeded", "failed", "cancelled", "scheduled"]
+    result: Any = None
+    error: BaseException | None = None
+    code: str | None = None
+    delay: float | None = None
+    progress: list[Progress] = field(default_factory=list)
+    submissions: list[Submission] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class NotifierRun:
+    """How one try ended: ``delivered``, ``retry`` (after ``delay`` seconds, None leaves it to the settings) or ``dead``."""
+
+    status: Literal["delivered", "retry", "dead"]
+    detail: str = ""
+    error: BaseException | None = None
+    delay: float | None = None
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """Keeps what a handler reports; can ask the task to stop, as a person would."""
+
+    seen: list[Progress] = field(default_factory=list)
+    listener: Callable[[float | None, str | None], None] | None = None
+
+    def progress(self, fraction: float | None, message: str | None) -> None:
+        self.seen.append((fraction, message))
+        if self.listener is not None:
+            self.listener(fraction, message)
+
+
+def run_handler(
+    handler: Handler[Any, Any],
+    payload: Any,
+    *,
+    config: Any = None,
+    attempt: int = 1,
+    fence: int | None = None,
+    task_id: UUID | None = None,
+    tags: tuple[str, ...] = (),
+    metadata: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    cancelled: bool = False,
+    on_progress: Callable[[float | None, str | None], None] | None = None,
+) -> HandlerRun:
+    """Run a handler once, sync or async, and tell how it ended. Must not be called from a running event loop.
+
+    ``payload`` is JSON-able or a model; it is validated as at submission. ``fence`` is the attempt unless it is given; a run
+    again after a lost one has the same attempt and a higher fence. ``timeout`` (seconds) overrides the handler's; it
+    ends async handlers only, because a sync one runs in this thread. ``cancelled=True`` runs a task that was already asked
+    to stop. ``on_progress`` is called with each progress report.
+
+    Raises:
+        InvalidInput: the payload does not fit; carries pointers.
+    """
+    seconds = handler.timeout if timeout is None else timeout
+    recorder = _Recorder(listener=on_progress)
+    ctx = Context(
+        task_id=task_id or uuid7.uuid7(),
+        type=handler.type,
+        attempt=attempt,
+        fence=attempt if fence is None else fence,
+        tags=tags,
+        metadata=metadata or {},
+        deadline=datetime.now(UTC) + timedelta(seconds=seconds),
+        config=config,
+        log=structlog.get_logger(handler.plugin or "taskyard.testing"),
+        reporter=recorder,
+    )
+    if cancelled:
+        ctx.cancel()
+    run = _outcome(handler, _validated(handler, payload), ctx, seconds)
+    run.progress = recorder.seen
+    return run
+
+
+def _validated(handler: Handler[Any, Any], payload: Any) -> Any:
+    """Through JSON text, as in a worker: a payload that passes here passes there."""
+    text = payload.model_dump_json(by_alias=True) if isinstance(payload, BaseModel) else json.dumps(payload)
+    try:
+        return handler.payload.validate_json(text)
+    except ValidationError as error:
+        problems = [("".join(f"/{escape_pointer(str(part))}" for part in p["loc"]), p["msg"]) for p in error.errors(include_url=False)]
+        told = "; ".join(f"{pointer or 'the payload'}: {what}" for pointer, what in problems)
+        raise InvalidInput(f"{handler.type} refuses this payload: {told}", problems) from error
+
+
+def _outcome(handler: Handler[Any, Any], payload: Any, ctx: Context, seconds: float) -> HandlerRun:
+    arguments = (payload, ctx) if handler.wants_context else (payload,)
+    try:
+        value = asyncio.run(_within(handler(*arguments), seconds)) if handler.is_async else handler(*arguments)
+        return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=ctx.submissions)
+    except TaskCancelled as error:
+        return HandlerRun("cancelled", error=error)
+    except TaskFailed as error:
+        return HandlerRun("failed", error=error, code=error.code)
+    except Exception as error:
+        return _after_failure(handler, ctx, error)
+
+
+def _checked_result(handler: Handler[Any, Any], value: Any) -> Any:
+    """The result as clients get it. Raises TaskFailed: it is not of the declared type, or PostgreSQL can't keep it."""
+    try:
+        return json.loads(handler.dump_result(value))
+    except ValueError as error:
+        raise TaskFailed(str(error), code="invalid-result") from error
+
+
+class _TimeIsUp(Exception):
+    """The run's timeout passed; a handler's own TimeoutError is something else."""
+
+
+async def _within(coroutine: Any, seconds: float) -> Any:
+    scope = asyncio.timeout(seconds)
+    try:
+        async with scope:
+            return await coroutine
+    except TimeoutError as error:
+        if scope.expired():
+            raise _TimeIsUp(f"took longer than {seconds:g} s") from error
+        raise
+
+
+def _after_failure(handler: Handler[Any, Any], ctx: Context, error: Exception) -> HandlerRun:
+    code = "timeout" if isinstance(error, _TimeIsUp) else "retry-later" if isinstance(error, RetryLater) else type(error).__name__
+    if ctx.attempt >= handler.retry.max_attempts:
+        return HandlerRun("failed", error=error, code=code)
+    asked = error.delay if isinstance(error, RetryLater) else None
+    # draw=0.5 is the middle of the jitter: tests see the plain back-off.
+    return HandlerRun("scheduled", error=error, code=code, delay=handler.retry.delay(ctx.attempt, draw=0.5) if asked is None else asked)
+
+
+def run_notifier(
+    notifier: Notifier | type[Notifier],
+    options: Mapping[str, Any] | BaseModel | None = None,
+    event: Event | None = None,
+    *,
+    config: Any = None,
+    attempt: int = 1,
+    delivery_id: str = "dlv_test",
+    route: str = "test",
+    timeout: float = 30.0,
+) -> NotifierRun:
+    """Send one event (:func:`make_event`'s, by default) and tell how the try ended. Must not be called from a running event loop.
+
+    ``options`` are a route's, validated by the notifier's model. ``timeout`` is in seconds and ends async notifiers.
+
+    Raises:
+        pydantic.ValidationError: the options do not fit.
+    """
+    made = check_notifier(notifier)
+    chosen = options if isinstance(options, BaseModel) else made.Options.model_validate(dict(options or {}))
+    log = structlog.get_logger("taskyard.testing").bind(route=route, delivery_id=delivery_id)
+    ctx = DeliveryContext(delivery_id=delivery_id, route=route, attempt=attempt, timeout=timeout, config=config, log=log)
+    try:
+        said = made.send(event or make_event(), chosen, ctx)
+        if inspect.isawaitable(said):
+            said = asyncio.run(_awaited(said, timeout))
+        return NotifierRun("delivered", detail="" if said is None else str(said))
+    except TaskFailed as error:
+        return NotifierRun("dead", detail=str(error), error=error)
+    except Exception as error:
+        return NotifierRun("retry", detail=str(error), error=error, delay=error.delay if isinstance(error, RetryLater) else None)
+
+
+async def _awaited(said: Any, seconds: float) -> Any:
+    async with asyncio.timeout(seconds):
+        return await said
+
+
+def make_event(
+    type: str = "task.succeeded",
+    *,
+    id: str = "1",
+    time: datetime | None = None,
+    task_id: UUID | None = None,
+    attempt: int = 1,
+    data: Mapping[str, Any] | None = None,
+    task: TaskInfo | None = None,
+) -> Event:
+    """An event as a notifier would get it."""
+    return Event(
+        id=id,
+        type=type,
+        time=time or datetime.now(UTC),
+        task_id=task_id or uuid7.uuid7(),
+        attempt=attempt,
+        data=dict(data or {}),
+        task=task or TaskInfo(namespace="default", type="test.task", queue="default", priority=5, status=type.removeprefix("task.")),
+    )

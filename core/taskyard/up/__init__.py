@@ -1,0 +1,1 @@
+"""`taskyard up`: the whole of Taskyard on one machine, as children of one process."""

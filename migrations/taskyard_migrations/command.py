@@ -1,0 +1,88 @@
+"""The database's schema: bring it up, take it back, see where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from alembic import command
+from alembic.util import CommandError
+
+from taskyard import logs
+from taskyard.database import database_url, outages_named
+from taskyard.errors import ConfigurationError
+from taskyard.masking import secrets_in
+from taskyard.settings import load_settings
+from taskyard_migrations import runner
+from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+
+db = typer.Typer(name="db", help=__doc__, no_args_is_help=True)
+
+LockTimeout = Annotated[str, typer.Option(help="How long to wait for a lock that others hold, such as 5s; 0 for ever.")]
+StatementTimeout = Annotated[str, typer.Option(help="How long one statement may take, such as 60s; 0 for ever.")]
+
+
+def _url() -> str:
+    """The settings' database. Starts logging, so that Alembic says what it does."""
+    settings = load_settings()
+    logs.configure(settings.log)
+    logs.hide(secrets_in(settings))
+    return database_url(settings.database, "psycopg").render_as_string(hide_password=False)
+
+
+@contextmanager
+def _mistakes_named() -> Iterator[None]:
+    """Alembic's own mistakes (an unknown revision, say) as ours, which the command line prints as a sentence."""
+    try:
+        yield
+    except CommandError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+@db.command()
+def upgrade(
+    revision: Annotated[str, typer.Argument(help="Revision to go to, or +N.")] = "head",
+    lock_timeout: LockTimeout = LOCK_TIMEOUT,
+    statement_timeout: StatementTimeout = STATEMENT_TIMEOUT,
+) -> None:
+    """Bring the schema up to the newest revision, or to one that you name."""
+    url = _url()
+    with outages_named(at=url), _mistakes_named():
+        runner.upgrade(url, revision, lock_timeout=lock_timeout, statement_timeout=statement_timeout)
+
+
+# Without it, Typer would take the -1 of `downgrade -1` for an option.
+@db.command(context_settings={"ignore_unknown_options": True})
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="Revision to go back to: its id, -N, or base for an empty schema.")],
+    lock_timeout: LockTimeout = LOCK_TIMEOUT,
+    statement_timeout: StatementTimeout = STATEMENT_TIMEOUT,
+) -> None:
+    """Take the schema back. What is dropped is gone with its data."""
+    url = _url()
+    with outages_named(at=url), _mistakes_named():
+        runner.downgrade(url, revision, lock_timeout=lock_timeout, statement_timeout=statement_timeout)
+
+
+@db.command()
+def current() -> None:
+    """Print the revision that the database is at, and the newest."""
+    url = _url()
+    with outages_named(at=url):
+        at = runner.current(url)
+    newest = runner.head()
+    told = "newest" if at == newest else f"newer than {newest}, the newest that this version knows" if runner.is_newer(at) else f"newest is {newest}"
+    typer.echo(f"{at or 'no schema'} ({told})")
+
+
+@db.command()
+def revision(
+    message: Annotated[str, typer.Option("--message", "-m", help="What the revision does, in a few words.")],
+    autogenerate: Annotated[bool, typer.Option(help="Fill it with what the tables have and the database lacks.")] = False,
+) -> None:
+    """Make a new revision file (for developers of Taskyard)."""
+    url = _url()
+    with outages_named(at=url), _mistakes_named():
+        command.revision(runner.config(url), message, autogenerate=autogenerate, rev_id=runner.next_id())

@@ -1,0 +1,98 @@
+"""Alembic's way in: from the repository root (`alembic upgrade head`) and from `taskyard db`, on one path.
+
+A migration never makes a busy installation wait for long: a lock that it can't have in ``lock_timeout`` makes it fail, and it
+can be tried again. Other limits by `-x`, with PostgreSQL's units and 0 for none:
+``alembic -x lock_timeout=1min -x statement_timeout=0 upgrade head``.
+"""
+
+from __future__ import annotations
+
+import re
+from logging.config import fileConfig
+from typing import Any
+
+from alembic import context
+from alembic.operations.ops import MigrationScript
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, create_engine, text
+from sqlalchemy.pool import NullPool
+
+from taskyard.database import database_url
+from taskyard.errors import ConfigurationError
+from taskyard.settings import load_settings
+from taskyard.tables import metadata
+from taskyard_migrations.comparison import PLUGINS
+from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT, UPGRADE_LOCK
+from taskyard_migrations.runner import next_id
+
+
+def _configure(**where: Any) -> None:
+    context.configure(
+        target_metadata=metadata,
+        compare_type=True,
+        compare_server_default=True,
+        autogenerate_plugins=PLUGINS,
+        process_revision_directives=_number,
+        **where,
+    )
+
+
+def _number(_context: MigrationContext, _revision: Any, directives: list[MigrationScript]) -> None:
+    """Revisions are compared in order, as text: Alembic's own ids are random, so a new file gets the next number."""
+    for directive in directives:
+        if not re.fullmatch(r"\d{4}", directive.rev_id or ""):
+            directive.rev_id = next_id()
+
+
+def _url() -> URL:
+    given = context.config.attributes.get("url")
+    if isinstance(given, URL):
+        return given
+    try:
+        return database_url(load_settings().database, "psycopg")
+    except ConfigurationError as error:
+        # Alembic's command prints the sentence of its own error, and the traceback of any other.
+        raise CommandError(str(error)) from error
+
+
+def _limits() -> dict[str, str]:
+    chosen = context.get_x_argument(as_dictionary=True)
+    defaults = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": STATEMENT_TIMEOUT}
+    return {name: chosen.get(name, default) for name, default in defaults.items()}
+
+
+def _migrate(connection: Connection) -> None:
+    # Held by the session and not by the transaction, so that a migration may commit midway (CREATE INDEX CONCURRENTLY).
+    # Two upgraders wait for each other, however long: no limit yet.
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
+    for name, value in _limits().items():
+        connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
+    connection.commit()
+    _configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_online() -> None:
+    """Run on the database of the caller, or else of the settings."""
+    engine = create_engine(_url(), poolclass=NullPool, connect_args={"application_name": "taskyard-migrations"})
+    with engine.connect() as connection:
+        _migrate(connection)
+
+
+def run_offline() -> None:
+    """Print the SQL (`--sql`)."""
+    _configure(dialect_name="postgresql", literal_binds=True)
+    with context.begin_transaction():
+        for name, value in _limits().items():
+            context.execute(f"SET LOCAL {name} = '{value}'")
+        context.run_migrations()
+
+
+if context.config.config_file_name is not None:
+    fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+if context.is_offline_mode():
+    run_offline()
+else:
+    run_online()

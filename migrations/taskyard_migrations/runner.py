@@ -1,0 +1,80 @@
+"""Migrations by function call: what `taskyard up`, `taskyard db` and the tests use."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import structlog
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pydantic import SecretStr
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from taskyard.database import database_url
+from taskyard.settings import DatabaseSettings
+from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+
+log = structlog.get_logger(__name__)
+
+FOLDER = Path(__file__).parent
+
+
+def config(url: str | None = None, *, lock_timeout: str = LOCK_TIMEOUT, statement_timeout: str = STATEMENT_TIMEOUT) -> Config:
+    """Alembic's configuration for the versions in this package, without a file.
+
+    The timeouts are in PostgreSQL's form (``5s``, ``0`` for none). Without ``url`` the settings' database is used.
+
+    Raises:
+        ConfigurationError: the URL is not one of PostgreSQL.
+    """
+    made = Config(cmd_opts=Namespace(x=[f"lock_timeout={lock_timeout}", f"statement_timeout={statement_timeout}"]))
+    # Alembic reads it with configparser, where a % means something.
+    made.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    if url is not None:
+        # As an attribute, never as an option: a URL may well have a %.
+        made.attributes["url"] = database_url(DatabaseSettings(url=SecretStr(url)), "psycopg")
+    return made
+
+
+def upgrade(url: str, revision: str = "head", *, lock_timeout: str = LOCK_TIMEOUT, statement_timeout: str = STATEMENT_TIMEOUT) -> None:
+    """Bring the database up to a revision. Waits for another upgrader that is at it.
+
+    A schema that a later version has brought further than our newest revision is left as it is: this version works on it.
+    """
+    if revision == "head" and is_newer(at := current(url)):
+        log.warning("schema.newer", at=at, newest_here=head())
+        return
+    command.upgrade(config(url, lock_timeout=lock_timeout, statement_timeout=statement_timeout), revision)
+
+
+def downgrade(url: str, revision: str, *, lock_timeout: str = LOCK_TIMEOUT, statement_timeout: str = STATEMENT_TIMEOUT) -> None:
+    """Take the database back to a revision; ``base`` is before the first. Data in what is dropped is gone."""
+    command.downgrade(config(url, lock_timeout=lock_timeout, statement_timeout=statement_timeout), revision)
+
+
+def current(url: str) -> str | None:
+    """The revision that the database is at; None when it has no schema of ours."""
+    engine = create_engine(config(url).attributes["url"], poolclass=NullPool)
+    with engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def head() -> str:
+    """The newest revision that this package has."""
+    found = ScriptDirectory.from_config(config()).get_current_head()
+    assert found is not None, "the versions folder has no revision"
+    return found
+
+
+def is_newer(revision: str | None) -> bool:
+    """Is a database's revision one of a later version than this?"""
+    return revision is not None and revision > head()
+
+
+def next_id() -> str:
+    """The id for the revision after the newest. Ids are ordered: 0001, 0002, ..."""
+    return f"{int(head()) + 1:04d}"
