@@ -1,0 +1,339 @@
+"""A child process: runs sync handlers one at a time, or async handlers many at once in an event loop, or notifiers likewise.
+
+It is told what to run over a socket and reports back over it; it knows no database and no broker. SIGTERM interrupts what
+runs at that moment, and SIGKILL is the engine's last word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import structlog
+
+from taskyard import failpoints
+from taskyard.handlers import Context
+from taskyard.plugins import Registry
+from taskyard.settings import Settings
+from taskyard.storable import storable_text
+from taskyard_worker import lease, runs, wire
+from taskyard_worker.observers import Observers
+from taskyard_worker.outcomes import unstarted
+from taskyard_worker.runs import Interrupted, Job, Report
+
+
+def main(channel: socket.socket, *, is_async: bool, settings: Settings, registry: Registry) -> None:
+    """Be a child until the socket closes. Called in a fresh fork."""
+    # A session of its own, so that whatever a handler starts can be killed with it, and Ctrl-C passes it by.
+    os.setsid()
+    for number in (signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(descriptor, 0)
+    if is_async:
+        _run_until_ended(AsyncChild(settings, registry).serve(channel))
+    else:
+        SyncChild(channel, settings, registry).serve()
+
+
+def _run_until_ended(serving: Coroutine[Any, Any, None]) -> None:
+    """Run an event loop until ``serving`` ends. A handler that stops it, or whose own tasks raise SystemExit, ends nobody else's run."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    task = loop.create_task(serving)
+    task.add_done_callback(lambda _: loop.stop())
+    while not task.done():
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt, Interrupted):
+            # Whatever else comes out of it (its files were closed, say) would come again.
+            runs.log.exception("async.raised", consequence="the event loop goes on")
+    task.result()
+
+
+class Origin:
+    """The process that the engine knows. A copy that a handler has forked, and that returns from it, must not speak in its name."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def end_copies(self) -> None:
+        """Called after each run: ends this process if it is a copy."""
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+
+def not_ours() -> Report:
+    """The report of a job that others may have by now."""
+    return unstarted("the worker was not sure that it was still its own")
+
+
+class SyncChild:
+    """Runs sync handlers one after the other in the main thread; a second thread listens.
+
+    Each report is sent before the next job begins: so of the jobs of a child that died, only the first without a report can have
+    begun.
+    """
+
+    def __init__(self, channel: socket.socket, settings: Settings, registry: Registry) -> None:
+        self._channel = channel
+        self._settings = settings
+        self._registry = registry
+        self._jobs: deque[Job] = deque()
+        self._more = threading.Condition()
+        self._context: Context | None = None
+        self._key = 0
+        self._cancelled = 0
+        self._target = 0
+        self._interruptible = False
+        self._interrupted = False
+        self._sending = threading.Lock()
+        self._origin = Origin()
+
+    def serve(self) -> None:
+        """Run jobs until the engine closes the socket, or one was interrupted: what that was in the middle of is unknown."""
+        threading.Thread(target=self._listen, name="listener", daemon=True).start()
+        outcome = ""
+        while outcome != "interrupted":
+            job = self._next()
+            # A handler may have changed the signal's disposition.
+            signal.signal(signal.SIGTERM, self._on_term)
+            began = time.perf_counter()
+            report = self._run(job)
+            self._origin.end_copies()
+            report["seconds"] = time.perf_counter() - began
+            self._send({"key": job["key"], "report": report})
+            outcome = report["outcome"]
+
+    def _next(self) -> Job:
+        with self._more:
+            while not self._jobs:
+                self._more.wait()
+            job = self._jobs.popleft()
+            self._key, self._context = job["key"], None
+            return job
+
+    def _listen(self) -> None:
+        while (message := wire.receive(self._channel)) is not None:
+            if "run" in message:
+                with self._more:
+                    self._jobs.extend(message["run"])
+                    self._more.notify()
+            elif "cancel" in message:
+                self._cancel(message["cancel"])
+            elif "give_back" in message:
+                self._give_back(lambda _: True)
+            elif message["interrupt"] == self._key:
+                self._target = message["interrupt"]
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        # The worker is gone: whatever runs here writes to nobody.
+        os.killpg(0, signal.SIGKILL)
+
+    def _cancel(self, key: int) -> None:
+        if self._give_back(lambda job: job["key"] == key) or key != self._key:
+            return
+        self._cancelled = key
+        if self._context is not None:
+            self._context.cancel()
+
+    def _give_back(self, wanted: Callable[[Job], bool]) -> bool:
+        """Report jobs that have not begun, and never begin them. Was there one?"""
+        with self._more:
+            given = [job for job in self._jobs if wanted(job)]
+            self._jobs = deque(job for job in self._jobs if job not in given)
+        for job in given:
+            self._send({"key": job["key"], "report": unstarted("it had to wait for a slow task")})
+        return bool(given)
+
+    def _run(self, job: Job) -> Report:
+        report: Report = {}
+        handler = self._registry.handlers[job["type"]]
+        self._interrupted = False
+        self._context = context = runs.make_context(job, self._registry, handler, self)
+        if self._cancelled == self._key:
+            context.cancel()
+        structlog.contextvars.bind_contextvars(**runs.log_fields(job))
+        with runs.outcomes(report, context.cancelled):
+            arguments = runs.arguments(job, handler, context)
+            # The last thing before the handler: whoever is frozen in between starts what may be another's by now.
+            if lease.is_over(job):
+                return not_ours()
+            try:
+                self._interruptible = True
+                value = handler.function(*arguments)
+            finally:
+                self._interruptible = False
+            failpoints.hit("handler.returned")
+            runs.record_success(report, handler, value, context, self._registry, self._settings, job["namespace"])
+        return report
+
+    def _on_term(self, *_: object) -> None:
+        # The job that it was meant for may have ended meanwhile.
+        if self._target != self._key:
+            return
+        if self._sending.locked():
+            # Half a message would garble all that follow: raise when it is out.
+            self._interrupted = True
+        elif self._interruptible:
+            self._interruptible = False
+            raise Interrupted()
+
+    def progress(self, fraction: float | None, message: str | None) -> None:
+        """Report progress, as :class:`taskyard.handlers.Reporter`."""
+        self._send({"key": self._key, "progress": {"fraction": fraction, "message": message}})
+        if self._interrupted and self._interruptible:
+            self._interruptible = False
+            raise Interrupted()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with self._sending, suppress(ConnectionError):
+            self._channel.sendall(wire.pack(message))
+
+
+class _Reporter:
+    """Sends one run's progress from the event loop."""
+
+    def __init__(self, writer: asyncio.StreamWriter, key: int) -> None:
+        self._writer = writer
+        self._key = key
+
+    def progress(self, fraction: float | None, message: str | None) -> None:
+        self._writer.write(wire.pack({"key": self._key, "progress": {"fraction": fraction, "message": message}}))
+
+
+class AsyncChild:
+    """Runs many at once in one event loop: async handlers, or (in a child of their own) notifiers and observers."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._running: dict[int, tuple[asyncio.Task[Report], Context | None]] = {}
+        # A thread for each delivery that may be on its way at once. One that hangs is told of: the engine replaces this child.
+        self._threads = ThreadPoolExecutor(settings.deliveries.concurrency, thread_name_prefix="notifier")
+        self._observers = Observers(registry)
+        self._watching = False
+        self._origin = Origin()
+
+    async def serve(self, channel: socket.socket) -> None:
+        """Run jobs until the engine closes the socket."""
+        self._channel = channel
+        signal.signal(signal.SIGTERM, self._on_term)
+        reader, self._writer = await asyncio.open_connection(sock=channel)
+        while (message := await wire.read(reader)) is not None:
+            if "run" in message:
+                for job in message["run"]:
+                    self._start(job)
+            elif "cancel" in message:
+                self._cancel(message["cancel"])
+            elif "ping" in message:
+                self._send({"pong": message["ping"]})
+            elif "event" in message:
+                self._observers.tell(message["event"])
+                if not self._watching:
+                    self._watching = True
+                    self._watch_observers()
+        os.killpg(0, signal.SIGKILL)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._writer.write(wire.pack(message))
+
+    def _start(self, job: Job) -> None:
+        key = job["key"]
+        context = None
+        if job["kind"] == "task":
+            handler = self._registry.handlers[job["type"]]
+            context = runs.make_context(job, self._registry, handler, _Reporter(self._writer, key))
+        task = asyncio.get_running_loop().create_task(self._run(job, context))
+        self._running[key] = task, context
+        task.add_done_callback(partial(self._ended, key))
+
+    def _ended(self, key: int, task: asyncio.Task[Report]) -> None:
+        del self._running[key]
+        if task.cancelled():
+            # Before its first step.
+            report: Report = {"outcome": "cancelled"}
+        elif error := task.exception():
+            report = runs.told(error)
+        else:
+            report = task.result()
+        self._send({"key": key, "report": report})
+
+    def _cancel(self, key: int) -> None:
+        """Cancel a run, and again for as long as it swallows it."""
+        if key not in self._running:
+            return
+        task, context = self._running[key]
+        if context is not None:
+            context.cancel()
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.5, self._cancel, key)
+
+    async def _run(self, job: Job, context: Context | None) -> Report:
+        report: Report = {}
+        # The coroutine's own context: what it logs, prints or warns of has these.
+        structlog.contextvars.bind_contextvars(**runs.log_fields(job))
+        with runs.outcomes(report, context.cancelled if context else lambda: False):
+            if context is None:
+                report.update(await self._deliver(job))
+            else:
+                handler = self._registry.handlers[job["type"]]
+                arguments = runs.arguments(job, handler, context)
+                if lease.is_over(job):
+                    return not_ours()
+                value = await handler.function(*arguments)
+                failpoints.hit("handler.returned")
+                runs.record_success(report, handler, value, context, self._registry, self._settings, job["namespace"])
+        self._origin.end_copies()
+        return report
+
+    async def _deliver(self, job: Job) -> Report:
+        notifier, event, options, context = runs.prepare_delivery(job, self._registry, self._settings)
+        async with asyncio.timeout(context.timeout):
+            if asyncio.iscoroutinefunction(notifier.send):
+                said = await notifier.send(event, options, context)
+            else:
+                said = await self._in_thread(notifier.send, event, options, context)
+            if inspect.isawaitable(said):
+                said = await said
+        return {"outcome": "succeeded", "detail": "" if said is None else storable_text(said, 500)}
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        call = self._threads.submit(contextvars.copy_context().run, function, *arguments)
+        try:
+            return await asyncio.wrap_future(call)
+        finally:
+            if not call.done():
+                self._send({"stuck": f"{arguments[-1].route}: a thread of its notifier"})
+
+    def _watch_observers(self) -> None:
+        patience = self._settings.deliveries.timeout
+        if self._observers.busy_for() < patience:
+            asyncio.get_running_loop().call_later(min(1.0, patience), self._watch_observers)
+        else:
+            self._send({"stuck": "an observer of events"})
+
+    def _on_term(self, *_: object) -> None:
+        """The loop is blocked: interrupt the coroutine that blocks it. Ignored when it is none of ours, or all is well.
+
+        All is well if nothing of what the engine has said waits to be read: it asks for an answer before it sends the signal. An
+        orchestrator that signals every process it knows must not hit what happens to run at that moment.
+        """
+        try:
+            asked = self._channel.recv(1, socket.MSG_PEEK)
+            current = asyncio.current_task()
+        except (OSError, RuntimeError):
+            return
+        if asked and any(task is current for task, _ in self._running.values()):
+            raise Interrupted()

@@ -1,0 +1,33 @@
+"""`taskyard worker`."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from typing import Annotated
+
+import typer
+from celery.bin.celery import celery
+from celery.platforms import SecurityWarning
+
+from taskyard.settings import load_settings
+from taskyard_worker.app import create_app
+
+
+def worker(
+    queues: Annotated[str | None, typer.Option(help="Queues to work on, comma-separated. Default: all that installed handlers name.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Sync handlers that run at once. Default: worker.processes.")] = None,
+    name: Annotated[str | None, typer.Option(help="The worker's name. Default: taskyard@ and the host's name.")] = None,
+) -> None:
+    """Run tasks. For Celery's own options use `celery -A taskyard_worker worker`."""
+    overrides = {key: value for key, value in {"queues": queues and tuple(queues.split(",")), "processes": processes}.items() if value}
+    settings = load_settings(worker=overrides) if overrides else load_settings()
+    app = create_app(settings)
+    # Several workers on one host need names that differ: %n would be the same for all.
+    hostname = name or f"taskyard-{uuid.uuid4().hex[:6]}@%h"
+    # Handlers run as the user that starts the worker; Celery's long warning for root is about pickle, which is off.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    options = ["--loglevel", settings.log.level.upper(), "--hostname", hostname, "--without-mingle", "--without-gossip"]
+    # What app.worker_main does, but that drops the exit code.
+    celery.params[0].default = app
+    raise typer.Exit(celery.main(args=["--quiet", "worker", *options], standalone_mode=False) or 0)

@@ -1,0 +1,286 @@
+"""The engine: takes hints, claims tasks, has them run in child processes, ends them in time, and records how they ended.
+
+It runs in a thread of its own with an event loop; Celery's consumer hands it messages and gets told when each is settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import structlog
+import uuid_utils.compat as uuid7
+from sqlalchemy import RowMapping
+
+from taskyard import failpoints, lifecycle, metrics
+from taskyard.database import sync_engine
+from taskyard.hangs import bound_waits
+from taskyard.metrics import Tally
+from taskyard.plugins import Registry
+from taskyard.settings import Settings
+from taskyard_worker.cancels import Cancels
+from taskyard_worker.deliverer import Deliverer
+from taskyard_worker.lanes import Lane, Offer
+from taskyard_worker.lease import Lease, now
+from taskyard_worker.ledger import Ledger
+from taskyard_worker.pace import Pace
+from taskyard_worker.processes import Nursery, Shared
+from taskyard_worker.runner import Runner
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Message:
+    """A message from the broker: ids, and how to tell Celery what became of it. All callbacks are thread-safe."""
+
+    queue: str
+    lane: str
+    ids: list[Any]
+    on_started: Callable[[], None]
+    on_settled: Callable[[str], None]
+    open: int = field(init=False)
+    _started: bool = field(default=False, init=False)
+    _settled: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.open = len(self.ids)
+
+    def started(self) -> None:
+        """The first of its tasks runs."""
+        if not self._started:
+            self._started = True
+            self.on_started()
+
+    def settle(self, state: str, count: int = 1) -> None:
+        """So many of the message's ids are done with.
+
+        Celery hears of it when half of them are: the broker sends the next message, which is here when this one is worked off.
+        """
+        self.open -= count
+        if self.open <= len(self.ids) // 2:
+            self.settle_all(state)
+
+    def settle_all(self, state: str) -> None:
+        """Nobody needs the message any more."""
+        if not self._settled:
+            self._settled = True
+            self.on_settled(state)
+
+
+def deal(rows: Sequence[RowMapping], offers: Sequence[Offer]) -> list[tuple[Offer, list[RowMapping]]]:
+    """Claimed rows to the offers that have their ids; the more urgent ones that came instead go where ids have no row."""
+    owner = {id_: offer for offer in offers for id_ in offer.ids}
+    dealt: dict[Offer, list[RowMapping]] = {offer: [] for offer in offers}
+    spare: list[RowMapping] = []
+    for row in rows:
+        if offer := owner.get(row["id"]):
+            dealt[offer].append(row)
+        else:
+            spare.append(row)
+    for offer, own in dealt.items():
+        room = len(offer.ids) - len(own)
+        own.extend(spare[:room])
+        del spare[:room]
+        own.sort(key=lambda row: (-row["priority"], row["id"]))
+    return list(dealt.items())
+
+
+class Engine:
+    """One worker. ``start`` and ``stop`` block; ``offer`` may be called from any thread in between."""
+
+    def __init__(self, settings: Settings, registry: Registry, name: str, queues: list[str], processes: int) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._name = name
+        self._queues = queues
+        self._processes = processes
+        self._database = sync_engine(settings.database, role="worker", pool_size=2)
+        bound_waits(self._database, settings.database)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run_loop, name="engine", daemon=True)
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._stop_asked: asyncio.Event | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self) -> None:
+        """Start processes and threads; returns when the plugins are loaded. Raises what prevented it."""
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Take nothing more, let what runs end within the grace, hand the rest back, end all processes."""
+        if self._loop is not None and self._thread.is_alive() and self._stop_asked is not None:
+            self._loop.call_soon_threadsafe(self._stop_asked.set)
+            self._thread.join()
+        self._database.dispose()
+
+    def offer(self, message: Message) -> None:
+        """Take a message from the broker."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._take, message)
+
+    def _run_loop(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            self._failure = error
+            log.exception("engine.failed")
+        finally:
+            self._started.set()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop_asked = asyncio.Event()
+        self._registered = asyncio.Event()
+        tally = Tally.of(self._registry, self._queues)
+        self._ledger = Ledger(self._database, self._settings, uuid7.uuid7(), list(self._registry.handlers), tally)
+        self._nursery = Nursery(self._on_processes_lost)
+        await self._nursery.start()
+        self._lease = Lease(self._settings.dispatch.worker_silence)
+        self._beat_now = asyncio.Event()
+        self._pace = Pace(self._registry.handlers, self._beat_now.set)
+        # Notifiers and observers have a process of their own, which is there once it is needed: none of them can hold up a handler.
+        tellers = Shared(self._nursery)
+        self._runner = Runner(self._settings, self._registry, self._ledger, self._nursery, self._lease, self._processes, self._pace, tellers)
+        self._deliverer = Deliverer(self._settings, self._ledger, self._nursery, tellers)
+        self._lanes = {
+            "sync": Lane("sync", self._processes, self._claim, self._withdraw),
+            "async": Lane("async", self._settings.worker.async_slots, self._claim, self._withdraw),
+        }
+        self._ledger.start()
+        await self._runner.start()
+        cancels = Cancels(self._database, self._runner.cancel)
+        background = [asyncio.create_task(work) for work in (self._beat(), cancels.listen(), self._runner.report_progress())]
+        self._started.set()
+        await self._stop_asked.wait()
+        await self._drain(self._settings.worker.stop_grace)
+        for task in background:
+            task.cancel()
+        await self._nursery.stop()
+        self._ledger.stop(5.0)
+
+    async def _drain(self, grace: float) -> None:
+        """Claim no more, and let what runs, or was just claimed, end within the grace."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + grace
+        for lane in self._lanes.values():
+            lane.close()
+        log.info("worker.drains", running=len(self._runner.running_ids()), grace=grace)
+        for lane in self._lanes.values():
+            await lane.settled(ends_at - loop.time())
+        await self._runner.drain(ends_at - loop.time())
+
+    def _spawn(self, work: Any) -> None:
+        """Run a coroutine in the background; what it raises is logged, not lost."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("engine.error", error=repr(error), exc_info=error)
+
+    def _on_processes_lost(self) -> None:
+        log.error("worker.processes_lost", consequence="they are started again")
+        self._spawn(self._restart_processes())
+
+    async def _restart_processes(self) -> None:
+        await self._nursery.start()
+        await self._runner.start()
+
+    # --- messages ---
+
+    def _take(self, message: Message) -> None:
+        assert self._stop_asked is not None
+        failpoints.hit("message.taken")
+        if self._stop_asked.is_set():
+            return
+        if message.lane == "deliveries":
+            self._spawn(self._deliverer.deliver(message))
+            return
+        assert self._loop is not None
+        self._loop.call_later(self._settings.broker.settle_after, message.settle_all, "running")
+        self._lanes[message.lane].offer(message)
+
+    async def _claim(self, lane: Lane, queue: str, offers: list[Offer]) -> None:
+        """Claim for offers that each hold a slot. One may bring other tasks than its own: more urgent ones."""
+        await self._registered.wait()
+        rows = await self._ledger.claim(queue, lane.name, [id_ for offer in offers for id_ in offer.ids])
+        dealt = deal(rows, offers)
+        for offer, own in dealt:
+            if own:
+                offer.message.started()
+            offer.message.settle("ignored", len(offer.ids) - len(own))
+        if lane.name == "async":
+            await self._run_side_by_side(lane, dealt)
+        else:
+            for offer, own in dealt:
+                if own:
+                    await self._runner.run_in_turn(own, offer.message.settle, partial(lane.free_slots, 1))
+        lane.free_slots(sum(not own for _, own in dealt))
+
+    async def _run_side_by_side(self, lane: Lane, dealt: list[tuple[Offer, list[RowMapping]]]) -> None:
+        def ended(message: Message, outcome: str) -> None:
+            lane.free_slots(1)
+            message.settle(outcome)
+
+        rows = [row for _, own in dealt for row in own]
+        if rows:
+            await self._runner.run_side_by_side(rows, [partial(ended, offer.message) for offer, own in dealt for _ in own])
+
+    async def _withdraw(self, offers: list[Offer]) -> None:
+        """Give back what this worker has no room for: others may."""
+        ids: list[UUID] = [id_ for offer in offers for id_ in offer.ids]
+        try:
+            await self._ledger.call(lambda connection: lifecycle.withdraw(connection, ids))
+        finally:
+            for offer in offers:
+                offer.message.settle("withdrawn", len(offer.ids))
+
+    # --- life signs ---
+
+    async def _beat(self) -> None:
+        """Register, then beat. A worker that was given up as lost drops what it runs and starts anew under another id.
+
+        It beats at once when it has learned how long a new type takes: until the dispatcher knows, that type's tasks travel alone.
+        """
+        while True:
+            try:
+                asked_at = now()
+                if not self._registered.is_set():
+                    await self._register()
+                self._beat_now.clear()
+                if not await self._ledger.call(partial(lifecycle.beat, worker=self._ledger.worker, pace=self._pace.as_json())):
+                    self._ledger.tally.count(metrics.STALE, "beat")
+                    log.error("worker.given_up", worker=str(self._ledger.worker), consequence="its runs are ended, it starts anew")
+                    self._ledger.worker = uuid7.uuid7()
+                    self._registered.clear()
+                    self._runner.abandon_all()
+                    continue
+                self._lease.renew(asked_at)
+                self._registered.set()
+                failpoints.hit("beat.committed")
+                for id_ in await self._ledger.call(lambda connection: lifecycle.cancel_requests(connection, self._runner.running_ids())):
+                    self._runner.cancel(id_)
+            except Exception as error:
+                log.warning("worker.beat_failed", error=type(error).__name__)
+                await asyncio.sleep(min(1.0, self._settings.worker.heartbeat))
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), self._settings.worker.heartbeat)
+
+    async def _register(self) -> None:
+        slots = {"sync": self._processes, "async": self._settings.worker.async_slots}
+        await self._ledger.call(lambda connection: lifecycle.register_worker(connection, self._ledger.worker, self._name, self._queues, slots))
+        log.info("worker.ready", worker=str(self._ledger.worker), name=self._name, queues=self._queues, types=sorted(self._registry.handlers), **slots)

@@ -1,0 +1,134 @@
+"""Taskyard's pool for Celery: hands messages to the engine and tells Celery what became of them.
+
+Celery plugs a pool in by name (``worker_pool``), so ``celery -A taskyard_worker worker`` and all its options work. The
+callbacks must run in Celery's own thread, which alone may use the connection: the engine's thread leaves them in a queue and
+wakes Celery's event loop through a file descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery.concurrency.base import BasePool
+from celery.worker.state import task_ready
+from kombu.serialization import loads
+
+from taskyard import failpoints
+from taskyard.dispatch.app import DELIVER, parse_broker_queue
+from taskyard_worker.engine import Engine, Message
+
+log = structlog.get_logger(__name__)
+
+
+class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
+    """Celery's view of the engine. ``limit`` (``-c``) is the number of processes for sync handlers."""
+
+    def __init__(self, *args: Any, initargs: tuple[Any, ...] = (), **options: Any) -> None:
+        super().__init__(*args, initargs=initargs, **options)
+        self._name = initargs[1] if len(initargs) > 1 else "worker"
+        # Celery says so to pools of threads. A transport without an event loop (filesystem) has no connection to guard.
+        self._has_event_loop = not options.get("threads", True)
+        self._done: deque[Callable[[], None]] = deque()
+        self._wake_in, self._wake_out = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        os.set_blocking(self._wake_out, False)
+        self._engine: Engine | None = None
+
+    def on_start(self) -> None:
+        """Start the engine. Called by Celery before it consumes."""
+        app = self.app
+        consumed = [parse_broker_queue(app.taskyard_settings.broker, name) for name in app.amqp.queues.consume_from]
+        queues = sorted({parsed[0] for parsed in consumed if parsed})
+        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit)
+        self._engine.start()
+
+    def on_stop(self) -> None:
+        """Stop the engine: Celery's warm shutdown."""
+        if self._engine is not None:
+            self._engine.stop()
+            self._engine = None
+
+    on_terminate = on_stop
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Celery's event loop is there (again, after each reconnect)."""
+        loop.add_reader(self._wake_in, self._call_back)
+
+    def on_apply(self, target: Any, args: Any, kwargs: Any, **_: Any) -> None:
+        """Take a message. ``args`` are what Celery would call its tracer with."""
+        name, _id, request, body, content_type, content_encoding = args
+        # The request object is the one whose method Celery passes as callback; it acknowledges and reports to Flower.
+        celery_request = _["callback"].__self__
+        message = self._read(name, request, body, content_type, content_encoding, celery_request)
+        if message is None or self._engine is None:
+            log.warning("message.garbled", name=name, celery_id=str(_id)[:100])
+            _settle(celery_request, "ignored", 0.0)
+        else:
+            self._engine.offer(message)
+
+    def _read(self, name: str, request: Any, body: Any, content_type: str, content_encoding: str, celery_request: Any) -> Message | None:
+        """The message, or None if it is none of ours: the broker is hostile ground."""
+        try:
+            (ids,), _, _ = loads(body, content_type, content_encoding, accept={"json", "application/json"}) if isinstance(body, str | bytes) else body
+            routing_key = request["delivery_info"]["routing_key"]
+            if name == DELIVER:
+                queue, lane, ids = "", "deliveries", [int(id_) for id_ in ids]
+            else:
+                parsed = parse_broker_queue(self.app.taskyard_settings.broker, routing_key)
+                if parsed is None:
+                    return None
+                (queue, lane), ids = parsed, [UUID(id_) for id_ in ids]
+        except Exception:
+            return None
+        if not 0 < len(ids) <= 10_000:
+            return None
+        began = time.monotonic()
+        return Message(
+            queue,
+            lane,
+            ids,
+            on_started=lambda: self._in_celery(lambda: celery_request.on_accepted(os.getpid(), time.monotonic())),
+            on_settled=lambda state: self._in_celery(lambda: _settle(celery_request, state, time.monotonic() - began)),
+        )
+
+    def _in_celery(self, callback: Callable[[], None]) -> None:
+        if not self._has_event_loop:
+            callback()
+            return
+        # Before Celery's loop is there, it waits for it: a message may come while Celery still declares queues on the same connection.
+        self._done.append(callback)
+        # A full pipe is full of wake-ups already.
+        with suppress(BlockingIOError):
+            os.write(self._wake_out, b"x")
+
+    def _call_back(self, *_: Any) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._wake_in, 65536)
+        while self._done:
+            callback = self._done.popleft()
+            try:
+                callback()
+            except Exception as error:
+                # A connection that broke meanwhile: the broker sends the message again, and its claim matches nothing.
+                log.warning("message.not_acknowledged", error=repr(error))
+
+
+def _settle(request: Any, state: str, runtime: float) -> None:
+    """Acknowledge a message and tell Flower how its run ended. Postgres has the truth; this is for watching."""
+    task_ready(request, successful=state == "succeeded")
+    failpoints.hit("ack.unsent")
+    request.acknowledge()
+    failpoints.hit("ack.sent")
+    if state in ("failed", "error", "lost"):
+        request.send_event("task-failed", exception=f"{state}: see the task", traceback="")
+    elif state in ("cancelled", "interrupted"):
+        request.send_event("task-revoked", terminated=True, signum=None, expired=False)
+    else:
+        request.send_event("task-succeeded", result=state, runtime=runtime)

@@ -1,0 +1,443 @@
+"""Runs claimed tasks in child processes, ends them in time, and has the ledger record how they ended.
+
+No coroutine waits for a run: its report is a callback, and reports that arrive together are recorded together. Only a run that
+must be made to end has a coroutine, which does that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging as stdlib_logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import RowMapping
+
+from taskyard import failpoints, lifecycle, metrics
+from taskyard.dispatch.bundles import BUDGET
+from taskyard.handlers import Handler
+from taskyard.lifecycle import Finished, NewTask
+from taskyard.plugins import Registry
+from taskyard.settings import Settings
+from taskyard_worker.ending import end_async, end_sync
+from taskyard_worker.lease import Lease
+from taskyard_worker.ledger import Ended, Ledger
+from taskyard_worker.outcomes import Reason, decide, unstarted
+from taskyard_worker.pace import Pace
+from taskyard_worker.processes import Child, Nursery, Shared
+from taskyard_worker.runs import log_fields
+from taskyard_worker.wards import Wards
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between two writes of progress.
+PROGRESS_EVERY = 0.25
+#: Cancel requests for tasks that do not run here, of which the latest are remembered for a moment.
+HEARD = 1000
+
+Report = dict[str, Any] | None
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """One claimed task on its way through this worker. A child's work."""
+
+    runner: Runner
+    key: int
+    id: UUID
+    fence: int
+    attempt: int
+    timeout: float
+    handler: Handler[Any, Any]
+    job: dict[str, Any]
+    child: Child
+    on_ended: Callable[[str], None]
+    batch: Batch | None = None
+    timer: asyncio.TimerHandle | None = None
+    due: float = 0.0
+    reason: Reason | None = None
+    awaited: asyncio.Future[Report] | None = None
+    abandoned: bool = False
+
+    def arm(self) -> None:
+        """It runs from now on, and has its time."""
+        self.timer = asyncio.get_running_loop().call_later(self.timeout, self.end, "timeout")
+
+    def end(self, reason: Reason) -> None:
+        """Ask the run to end. The first reason stands."""
+        if self.reason is None:
+            self.reason = reason
+            self.runner.enforce(self)
+
+    def reported(self, report: Report) -> None:
+        """It is over."""
+        self.runner.over(self, report)
+
+    def progressed(self, said: dict[str, Any]) -> None:
+        """It has said how far it is."""
+        self.runner.said(self, said)
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Runs that one process works through, one after the other. All but the first have not begun."""
+
+    child: Child
+    runs: deque[Run]
+    on_over: Callable[[Batch], None]
+    budget: asyncio.TimerHandle | None = None
+    timer: asyncio.TimerHandle | None = None
+    broken: bool = False
+
+    def begin(self) -> None:
+        """Start all of them, and give back those that the budget leaves no time for."""
+        self.runs[0].runner.send(self.child, self.runs)
+        self._arm(self.runs[0])
+        if len(self.runs) > 1:
+            self.budget = asyncio.get_running_loop().call_later(BUDGET, self.child.give_back)
+
+    def judge(self, report: Report) -> Report:
+        """What is to be recorded of one that is over: what a child that died had not begun is not lost."""
+        if report is None and self.broken:
+            report = unstarted("its process ended before it began")
+        self.broken = self.broken or report is None or report["outcome"] == "interrupted"
+        return report
+
+    def over(self, run: Run) -> None:
+        """One of them is over; the next one runs."""
+        began = run is self.runs[0]
+        self.runs.remove(run)
+        if not self.runs:
+            self._close()
+        elif began and not self.broken:
+            self._go_on(self.runs[0])
+
+    def _go_on(self, run: Run) -> None:
+        if run.reason is None:
+            self._arm(run)
+        else:
+            run.runner.enforce(run)
+
+    def _arm(self, run: Run) -> None:
+        """It runs from now on, and has its time. One timer serves them all: it looks who runs when it rings."""
+        loop = asyncio.get_running_loop()
+        run.due = loop.time() + run.timeout
+        if self.timer is None or run.due < self.timer.when():
+            self._ring_at(run.due)
+
+    def _ring_at(self, due: float) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = asyncio.get_running_loop().call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        run = self.runs[0]
+        if asyncio.get_running_loop().time() < run.due:
+            self._ring_at(run.due)
+        else:
+            run.end("timeout")
+
+    def _close(self) -> None:
+        for timer in (self.budget, self.timer):
+            if timer is not None:
+                timer.cancel()
+        self.on_over(self)
+
+
+def _job(row: RowMapping, key: int, start_by: float) -> dict[str, Any]:
+    started: datetime = row["started_at"]
+    return {
+        "kind": "task",
+        "key": key,
+        "start_by": start_by,
+        "id": str(row["id"]),
+        "type": row["type"],
+        "namespace": row["namespace"],
+        "payload": row["payload"],
+        "attempt": row["attempt"],
+        "fence": row["fence"],
+        "tags": row["tags"],
+        "metadata": row["metadata"],
+        "deadline": (started + timedelta(seconds=row["timeout"])).isoformat(),
+    }
+
+
+class Runner:
+    """Owns the children and the runs in them."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, ledger: Ledger, nursery: Nursery, lease: Lease, processes: int, pace: Pace, tellers: Shared
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._ledger = ledger
+        self._nursery = nursery
+        self._lease = lease
+        self._processes = processes
+        self._pace = pace
+        self._runs: dict[UUID, Run] = {}
+        self._over: list[tuple[Run, Report]] = []
+        self._idle: deque[Child] = deque()
+        self._wards = Wards(nursery)
+        self._tellers = tellers
+        self._progress: dict[tuple[UUID, int], dict[str, Any]] = {}
+        self._heard: dict[UUID, None] = {}
+        self._empty = asyncio.Event()
+        self._stopping = False
+        self._background: set[asyncio.Task[None]] = set()
+        self._tells_all = stdlib_logging.getLogger(__name__).isEnabledFor(stdlib_logging.DEBUG)
+        self._observed = bool(registry.hook.taskyard_task_event.get_hookimpls())
+
+    async def start(self) -> None:
+        """Fork the first children, so that the first task does not wait for them."""
+        self._idle.clear()
+        await self._wards.common()
+        for _ in range(self._processes):
+            self._idle.append(await self._nursery.fork("sync"))
+
+    async def _sync_child(self) -> Child:
+        while self._idle:
+            if not (child := self._idle.popleft()).dead:
+                return child
+        return await self._nursery.fork("sync")
+
+    # --- runs begin ---
+
+    async def run_side_by_side(self, rows: Sequence[RowMapping], on_ended: Sequence[Callable[[str], None]]) -> None:
+        """Begin claimed async tasks. ``on_ended`` gets each outcome before it is recorded: the slot is free, and the broker may send
+        the next hint while the record is on its way to Postgres.
+        """
+        pairs = list(zip(rows, on_ended, strict=True))
+        if fresh := [pair for pair in pairs if not pair[0]["lost"]]:
+            self._begin(await self._wards.common(), fresh)
+        for row, ended in pairs:
+            if row["lost"]:
+                self._begin(await self._wards.apart(row["id"], row["lost"]), [(row, ended)])
+
+    def _begin(self, child: Child, pairs: Sequence[tuple[RowMapping, Callable[[str], None]]]) -> None:
+        runs = [self._new(row, child, ended) for row, ended in pairs]
+        self.send(child, runs)
+        for run in runs:
+            run.arm()
+        self._heed_early_cancels(runs)
+
+    async def run_in_turn(self, rows: Sequence[RowMapping], on_ended: Callable[[str], None], on_over: Callable[[], None]) -> None:
+        """Begin claimed sync tasks in one process, one after the other. ``on_over`` is called when none of them is left."""
+        child = await self._sync_child()
+        batch = Batch(child, deque(self._new(row, child, on_ended) for row in rows), partial(self._recycle, on_over))
+        for run in batch.runs:
+            run.batch = batch
+        self._heed_early_cancels(batch.runs)
+        batch.begin()
+
+    def send(self, child: Child, runs: Iterable[Run]) -> None:
+        """Have a child run them, or nobody, if the time for that is over: they were claimed too late."""
+        if not self._stopping:
+            child.start(runs)
+            return
+        for run in runs:
+            asyncio.get_running_loop().call_soon(run.reported, unstarted("worker stopping"))
+
+    def _new(self, row: RowMapping, child: Child, on_ended: Callable[[str], None]) -> Run:
+        key, handler = self._nursery.next_key(), self._registry.handlers[row["type"]]
+        job = _job(row, key, self._lease.ends_at)
+        run = Run(self, key, row["id"], row["fence"], row["attempt"], row["timeout"], handler, job, child, on_ended)
+        self._runs[run.id] = run
+        return run
+
+    def _recycle(self, on_over: Callable[[], None], batch: Batch) -> None:
+        """Keep a process for the next runs, unless one was interrupted: what its handler was in the middle of is unknown."""
+        if batch.broken:
+            batch.child.kill()
+        elif not batch.child.dead:
+            self._idle.append(batch.child)
+        on_over()
+
+    def enforce(self, run: Run) -> None:
+        """Make a run end, in the background."""
+        if run.awaited is None:
+            run.awaited = asyncio.get_running_loop().create_future()
+        self._spawn(self._enforce(run, run.awaited))
+
+    async def _enforce(self, run: Run, report: asyncio.Future[Report]) -> None:
+        structlog.contextvars.bind_contextvars(**log_fields(run.job))
+        reason = run.reason or "timeout"
+        if run.batch is None:
+            await end_async(run.child, run.key, report, reason, self._settings.worker)
+        elif run is run.batch.runs[0]:
+            await end_sync(run.child, run.key, report, reason, self._settings.worker)
+        else:
+            # It has not begun. If its child does not hear that, its turn to be ended comes with its turn to run.
+            run.child.cancel(run.key)
+            return
+        if not report.done():
+            run.child.forget(run.key)
+            self.over(run, {"outcome": "interrupted"})
+
+    # --- runs end ---
+
+    def over(self, run: Run, report: Report) -> None:
+        """A run has reported, or its child has died (None). What is over in one turn of the loop is recorded together."""
+        if run.timer is not None:
+            run.timer.cancel()
+        if run.awaited is not None and not run.awaited.done():
+            run.awaited.set_result(report)
+        if run.batch is not None:
+            report = run.batch.judge(report)
+        if report and report["outcome"] != "unstarted" and "seconds" in report:
+            self._pace.add(run.handler.type, report["seconds"])
+        failpoints.hit("run.ended")
+        # The record is asked for before the slot is free: it goes to Postgres with the claim that follows, or before it.
+        if not self._over:
+            asyncio.get_running_loop().call_soon(self._record_soon)
+        self._over.append((run, report))
+        run.on_ended(str(report["outcome"]) if report else "lost")
+        if run.batch is not None:
+            run.batch.over(run)
+
+    def _record_soon(self) -> None:
+        over, self._over = self._over, []
+        self._spawn(self._record([(run, report) for run, report in over if not run.abandoned]))
+        for run, _ in over:
+            if run.abandoned:
+                self._forget(run)
+
+    async def _record(self, over: list[tuple[Run, Report]]) -> None:
+        finished = [decide(run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason) for run, report in over]
+        if last := {key: self._progress.pop(key) for run, _ in over if (key := (run.id, run.fence)) in self._progress}:
+            await self._write_progress(last)
+        children = {(run.id, run.fence): [_new_task(child) for child in report["children"]] for run, report in over if report and report.get("children")}
+        try:
+            rows = await self._finish(finished, children)
+        finally:
+            for run, _ in over:
+                self._forget(run)
+        for run, _ in over:
+            if row := rows.get((run.id, run.fence)):
+                # A line for each success is a sixth of the worker's time under load. Postgres has them all.
+                if row["status"] != "succeeded" or self._tells_all:
+                    tell = log.debug if row["status"] == "succeeded" else log.info
+                    tell(row["event"], status=row["status"], task_id=str(run.id), type=run.handler.type, attempt=run.attempt, fence=run.fence)
+                if self._observed:
+                    await self._tell_observers(run, row)
+
+    async def _finish(self, finished: list[Finished], children: dict[tuple[UUID, int], list[NewTask]]) -> Ended:
+        try:
+            return await self._ledger.finish(finished, children)
+        except Exception as error:
+            # Postgres refused a row. All runs must end all the same, that one with what it can take.
+            if len(finished) > 1:
+                rows: dict[tuple[UUID, int], RowMapping] = {}
+                for one in finished:
+                    rows |= await self._finish([one], children)
+                return rows
+            message = f"PostgreSQL refused what this run left: {type(error).__name__}"
+            plain = Finished(finished[0].id, finished[0].fence, "failed", error={"code": "unstorable", "message": message})
+            return await self._ledger.finish([plain], {})
+
+    # --- what runs say, and are told ---
+
+    def said(self, run: Run, said: dict[str, Any]) -> None:
+        """A run has said how far it is; the latest word is written now and then."""
+        if not run.abandoned:
+            self._progress[(run.id, run.fence)] = said
+
+    async def report_progress(self) -> None:
+        """Write the latest progress of each run now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY)
+            if self._progress:
+                said, self._progress = self._progress, {}
+                await self._write_progress(said)
+
+    async def _write_progress(self, said: dict[tuple[UUID, int], dict[str, Any]]) -> None:
+        try:
+            written = await self._ledger.call(partial(lifecycle.progress, said=said))
+            self._ledger.tally.count(metrics.STALE, "progress", by=len(said) - len(written))
+        except Exception as error:
+            log.warning("progress.not_written", error=type(error).__name__)
+
+    async def _tell_observers(self, run: Run, row: RowMapping) -> None:
+        event = {**{k: run.job[k] for k in ("namespace", "type", "tags")}, "event_id": f"{run.id}:{run.fence}", "event": row["event"]}
+        event |= {"time": datetime.now().astimezone().isoformat(), "task_id": str(run.id), "task_attempt": row["attempt"], "data": row["data"] or {}}
+        event |= {"queue": row["queue"], "priority": row["priority"], "status": row["status"]}
+        (await self._tellers.get()).send({"event": event})
+
+    def running_ids(self) -> list[UUID]:
+        """The tasks that run here."""
+        return list(self._runs)
+
+    def cancel(self, id_: UUID) -> None:
+        """Ask a running task to stop. An id that does not run here may be one whose claim's answer is still on its way."""
+        if run := self._runs.get(id_):
+            run.end("cancel")
+            return
+        self._heard[id_] = None
+        if len(self._heard) > HEARD:
+            del self._heard[next(iter(self._heard))]
+
+    def _heed_early_cancels(self, runs: Iterable[Run]) -> None:
+        """Cancels that were heard before these runs were known; Postgres says whether they are these runs'."""
+        for run in runs:
+            if run.id in self._heard:
+                del self._heard[run.id]
+                self._spawn(self._heed_early_cancel(run))
+
+    async def _heed_early_cancel(self, run: Run) -> None:
+        with suppress(Exception):
+            # An outage: the heartbeat asks again.
+            if await self._ledger.call(partial(lifecycle.cancel_requests, ids=[run.id])):
+                run.end("cancel")
+
+    def abandon_all(self) -> None:
+        """End all runs and record nothing: they are others' by now."""
+        for run in self._runs.values():
+            run.abandoned = True
+            run.end("stop")
+
+    async def drain(self, grace: float) -> None:
+        """Let runs end for ``grace`` seconds, then stop the rest; they are handed back without spending an attempt."""
+        await self._until_empty(grace)
+        self._stopping = True
+        if self._runs:
+            log.warning("worker.hands_back", count=len(self._runs))
+        for run in list(self._runs.values()):
+            run.end("stop")
+        await self._until_empty(self._settings.worker.kill_grace * 3 + 2)
+
+    async def _until_empty(self, seconds: float) -> None:
+        self._empty = asyncio.Event()
+        if not self._runs:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine in the background; what it raises is logged, not lost."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("runner.error", error=repr(error), exc_info=error)
+
+    def _forget(self, run: Run) -> None:
+        # The same task may run here again already, under a later fence.
+        if self._runs.get(run.id) is run:
+            del self._runs[run.id]
+        if not self._runs:
+            self._empty.set()
+
+
+def _new_task(row: dict[str, Any]) -> NewTask:
+    return NewTask(**{**row, "id": UUID(row["id"]), "parent_id": UUID(row["parent_id"]) if row["parent_id"] else None, "tags": tuple(row["tags"])})

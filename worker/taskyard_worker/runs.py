@@ -1,0 +1,212 @@
+"""One run of a handler or a notifier, inside a child process: from the job to the report. Knows no sockets.
+
+A job is a dict from the engine, a task's payload and metadata in it JSON text; a report is a dict back to it. ``outcome`` in a report
+is ``succeeded``, ``error`` (perhaps tried again), ``failed`` (never again), ``cancelled`` or ``unstarted`` (the worker may have been given
+up before; see lease.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from taskyard import submission
+from taskyard.errors import InvalidInput, RetryLater, TaskCancelled, TaskFailed
+from taskyard.handlers import MAX_DELAY, Context, Handler, Reporter, Submission
+from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
+from taskyard.plugins import Registry, route_options
+from taskyard.settings import Settings
+from taskyard.storable import find_unstorable, from_json, storable_text, to_json
+
+log = structlog.get_logger(__name__)
+
+Report = dict[str, Any]
+Job = dict[str, Any]
+
+#: Characters of an error's code and of its other texts.
+MAX_CODE = 200
+MAX_TEXT = 4000
+
+
+def log_fields(job: Job) -> dict[str, Any]:
+    """What every log line about a job has, whoever writes it."""
+    if job["kind"] == "task":
+        return {"task_id": job["id"], "type": job["type"], "attempt": job["attempt"], "fence": job["fence"]}
+    return {"delivery_id": job["id"], "route": job["route"], "task_id": job["task_id"], "attempt": job["attempt"], "fence": job["fence"]}
+
+
+class Interrupted(BaseException):
+    """Raised in a handler by a signal: its time is up, or it was told to stop and did not.
+
+    Not an Exception, so that a handler's ``except Exception`` does not swallow it.
+    """
+
+
+def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], reporter: Reporter) -> Context:
+    """The context that a handler gets."""
+    return Context(
+        task_id=UUID(job["id"]),
+        type=job["type"],
+        attempt=job["attempt"],
+        fence=job["fence"],
+        tags=tuple(job["tags"]),
+        metadata=from_json(job["metadata"]),
+        deadline=datetime.fromisoformat(job["deadline"]),
+        config=registry.config_of(handler),
+        # Bound when it is first used: most handlers of quick tasks say nothing.
+        log=structlog.get_logger(handler.type, **log_fields(job)),
+        reporter=reporter,
+    )
+
+
+def arguments(job: Job, handler: Handler[Any, Any], context: Context) -> tuple[Any, ...]:
+    """What the handler's function is called with. Raises pydantic.ValidationError: the stored payload is not valid any more."""
+    # By JSON's rules, as when it was submitted: in strict models they differ from Python's.
+    payload = handler.payload.validate_json(job["payload"])
+    return (payload, context) if handler.wants_context else (payload,)
+
+
+@contextmanager
+def outcomes(report: Report, asked_to_stop: Callable[[], bool]) -> Iterator[None]:
+    """Turn whatever a plugin's code raises into its report: SystemExit and its kin too, which would end the process and all that runs in it."""
+    try:
+        yield
+    except BaseException as error:
+        report.update(told(error, asked_to_stop()))
+
+
+def told(error: BaseException, asked_to_stop: bool = False) -> Report:
+    """What is reported of a run that raised. Never raises itself, whatever a plugin's exception does when it is looked at."""
+    try:
+        return _told(error, asked_to_stop)
+    except Exception as worse:
+        message = f"Its exception can't be told: that raises {type(worse).__name__}."
+        return {"outcome": "error", "error": {"code": storable_text(type(error).__name__, MAX_CODE), "message": message}}
+
+
+def _told(error: BaseException, asked_to_stop: bool) -> Report:
+    match error:
+        case RetryLater():
+            return {"outcome": "error", "error": {"code": "retry-later", "message": storable_text(error, MAX_TEXT)}, "delay": _seconds(error.delay)}
+        case TaskFailed():
+            return {
+                "outcome": "failed",
+                "error": {"message": storable_text(error, MAX_TEXT), **_plain(error.details), "code": storable_text(error.code, MAX_CODE)},
+            }
+        case TaskCancelled():
+            return {"outcome": "cancelled"}
+        case Interrupted():
+            return {"outcome": "interrupted"}
+        # A handler's own: something that it waited for was cancelled, and nobody asked this run to stop.
+        case asyncio.CancelledError() if asked_to_stop:
+            return {"outcome": "cancelled"}
+    return {"outcome": "error", "error": describe(error)}
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An unexpected error as the task's ``error``: its class as the code, its text, and where it came from."""
+    lines = traceback.format_exception(error, limit=-10)
+    return {
+        "code": storable_text(type(error).__name__, MAX_CODE),
+        "message": storable_text(error, MAX_TEXT),
+        "traceback": storable_text("".join(lines)[-8000:]),
+    }
+
+
+def _seconds(delay: Any) -> float | None:
+    """The delay that a plugin asked for; one that is no time leaves it to the policy."""
+    try:
+        seconds = float(delay)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(max(0.0, seconds), MAX_DELAY) if math.isfinite(seconds) else None
+
+
+def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
+    return {storable_text(key): value if _is_plain(value) else _shown(value) for key, value in details.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        to_json(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return find_unstorable(value) is None
+
+
+def _shown(value: Any) -> str:
+    try:
+        return storable_text(repr(value), MAX_TEXT)
+    except Exception:
+        return storable_text(value, MAX_TEXT)
+
+
+def record_success(report: Report, handler: Handler[Any, Any], value: Any, context: Context, registry: Registry, settings: Settings, namespace: str) -> None:
+    """Check a handler's result and the tasks it asked for; both are stored with its success, or the run has failed."""
+    try:
+        text = handler.dump_result(value)
+    except ValueError as error:
+        report.update(outcome="failed", error={"code": "invalid-result", "message": storable_text(error, MAX_TEXT)})
+        return
+    if len(text) > settings.worker.max_result_bytes:
+        message = f"The result has {len(text)} bytes; worker.max_result_bytes allows {settings.worker.max_result_bytes}."
+        report.update(outcome="failed", error={"code": "result-too-large", "message": message})
+        return
+    try:
+        children = [_child(child, registry, namespace, context.task_id) for child in context.submissions]
+    except InvalidInput as error:
+        problems = [[storable_text(part) for part in problem] for problem in error.problems]
+        report.update(outcome="failed", error={"code": "invalid-submission", "message": storable_text(error, MAX_TEXT), "problems": problems})
+        return
+    report.update(outcome="succeeded", result=text, children=children)
+
+
+def _child(child: Submission, registry: Registry, namespace: str, parent: UUID) -> dict[str, Any]:
+    fields = {**child.options, "type": child.type, "payload": child.payload}
+    return submission.prepare(registry, fields, namespace=namespace, id=child.id, parent_id=parent).row()
+
+
+def prepare_delivery(job: Job, registry: Registry, settings: Settings) -> tuple[Notifier, Event, Any, DeliveryContext]:
+    """What a notifier's ``send`` is called with.
+
+    Raises:
+        TaskFailed: the route is not configured any more.
+        ConfigurationError: its options are wrong.
+    """
+    route = next((r for r in settings.routes if r.name == job["route"]), None)
+    if route is None:
+        raise TaskFailed(f"The route {job['route']!r} is not configured here any more.", code="no-route")
+    options = route_options(registry, route)
+    event = make_event(job)
+    context = DeliveryContext(
+        delivery_id=f"dlv_{job['id']}",
+        route=route.name,
+        attempt=job["attempt"],
+        timeout=settings.deliveries.timeout,
+        config=registry.config_of_notifier(route.notifier),
+        log=structlog.get_logger(route.notifier).bind(**log_fields(job)),
+    )
+    return registry.notifiers[route.notifier], event, options, context
+
+
+def make_event(told: dict[str, Any]) -> Event:
+    """The event that the engine tells of, as plugins see it."""
+    return Event(
+        id=f"evt_{told['event_id']}",
+        type=told["event"],
+        time=datetime.fromisoformat(told["time"]),
+        task_id=UUID(told["task_id"]),
+        attempt=told["task_attempt"],
+        data=told["data"],
+        task=TaskInfo(
+            namespace=told["namespace"], type=told["type"], queue=told["queue"], priority=told["priority"], tags=tuple(told["tags"]), status=told["status"]
+        ),
+    )
