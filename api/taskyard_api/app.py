@@ -1,0 +1,90 @@
+"""The application: routes, error handlers and the outermost layer, put together from settings and plugins."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from taskyard import __version__
+from taskyard.database import database_url
+from taskyard.errors import TaskyardError
+from taskyard.metrics import Tally
+from taskyard.plugins import Registry
+from taskyard.settings import Settings, is_loopback
+from taskyard_api import openapi, problems
+from taskyard_api.access import Gate
+from taskyard_api.edge import BASE, Edge
+from taskyard_api.origins import Origins
+from taskyard_api.routes import actions, catalogue, deliveries, health, live, metrics, queues, submissions, tasks
+from taskyard_api.service import Service
+
+#: Headers of ours that a web page may read, where web pages may call at all.
+EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-ID")
+DESCRIPTION = f"""Typed background tasks. The same calls answer under `/api`, and with a trailing slash.
+Errors are problem details (RFC 9457); their `type` ends in a stable slug and starts with `{problems.TYPE_PREFIX}`."""
+
+
+def create_app(settings: Settings, registry: Registry) -> FastAPI:
+    """The REST service as an ASGI application.
+
+    It starts while the database is away: calls that need it answer 503 until it is back.
+
+    Raises:
+        ConfigurationError: database.url is not set, or is no PostgreSQL URL.
+    """
+    database_url(settings.database, "asyncpg")
+    own = Tally()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = Service(settings, registry, own)
+        try:
+            yield
+        finally:
+            await app.state.service.close()
+
+    app = FastAPI(
+        title="Taskyard",
+        version=__version__,
+        description=DESCRIPTION,
+        root_path=settings.api.root_path,
+        redirect_slashes=False,
+        redoc_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        exception_handlers={
+            TaskyardError: problems.on_taskyard_error,
+            RequestValidationError: problems.on_bad_parameters,
+            HTTPException: problems.on_http_error,
+        },
+    )
+    for part in (live, submissions, actions, tasks, queues, deliveries, catalogue):
+        app.include_router(part.router, prefix=BASE)
+    app.include_router(health.router)
+    app.include_router(metrics.router)
+    if settings.asks_for_keys:
+        app.add_middleware(Gate)
+    else:
+        app.add_middleware(Origins, allowed=settings.api.cors_origins, loopback=is_loopback(settings.api.host))
+    app.add_middleware(Edge, max_body_bytes=settings.api.max_body_bytes, own=own)
+    if settings.api.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.api.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED)
+    _document(app, registry, with_keys=settings.asks_for_keys)
+    return app
+
+
+def _document(app: FastAPI, registry: Registry, *, with_keys: bool) -> None:
+    """Have /openapi.json show the installed task types."""
+
+    def schema() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi.document(app, registry, with_keys=with_keys)
+        return app.openapi_schema
+
+    app.openapi = schema  # type: ignore[method-assign]  # FastAPI's documented way to change the document

@@ -1,0 +1,56 @@
+"""From a request's body to a JSON object, with every way it can be none told as a problem."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from fastapi import Request
+from jiter import from_json
+
+from taskyard.errors import InvalidInput
+from taskyard.storable import escape_pointer
+from taskyard.validation import MAX_PROBLEMS, nearest
+from taskyard_api.errors import MalformedBody, UnsupportedMedia
+
+#: Tasks that one request may submit.
+MAX_BATCH = 1000
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    The parser bounds depth and the length of numbers, and refuses NaN, lone surrogates, bytes that are not UTF-8 and a name that is there
+    twice: parsers differ in which of the two counts (RFC 8259, section 4), and who checked the one may have meant the other.
+
+    Raises:
+        UnsupportedMedia, MalformedBody, InvalidInput: it is no JSON by its header, by its text, or no object.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMedia(f"Expected Content-Type: application/json, not {kind or 'nothing'}.")
+    if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise UnsupportedMedia(f"Expected a body without Content-Encoding, not {coding[:100]}: it is not unpacked.")
+    try:
+        value = from_json(await request.body(), allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError as error:
+        raise MalformedBody(f"The request's body is not JSON that can be read: {error}.", [("", str(error))]) from None
+    if not isinstance(value, dict):
+        raise InvalidInput("The request's body is not an object.", [("", "expected a JSON object")])
+    return value
+
+
+def batch_of(body: dict[str, Any]) -> list[Any]:
+    """What a batch's body has in ``tasks``.
+
+    Raises:
+        InvalidInput: there are none, or too many, or there is something else.
+    """
+    tasks = body.get("tasks")
+    unknown = [name for name in islice(body, MAX_PROBLEMS + 1) if name != "tasks"][:MAX_PROBLEMS]
+    problems = [(f"/{escape_pointer(name)}", f"unknown name.{nearest(name, ['tasks'])}") for name in unknown]
+    if not isinstance(tasks, list) or not 1 <= len(tasks) <= MAX_BATCH:
+        problems.append(("/tasks", f"expected a list of 1 to {MAX_BATCH} tasks"))
+    if problems or not isinstance(tasks, list):
+        raise InvalidInput("The batch is not as expected.", problems[:MAX_PROBLEMS])
+    return tasks

@@ -1,0 +1,153 @@
+"""The service's way to its database: every use of it ends in time.
+
+A connection over which nothing comes any more looks like a slow statement, and a statement may take its time. So for whoever waits
+too long, the database is asked over a fresh connection: does it answer, and is it at work for the one who waits? If not, the wait
+ends, and the connection with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+from weakref import WeakSet
+
+import asyncpg
+import structlog
+from sqlalchemy.event import listen
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskyard.database import async_engine, asyncpg_arguments, outages_named
+from taskyard.errors import Unavailable
+from taskyard.settings import DatabaseSettings
+
+log = structlog.get_logger(__name__)
+
+#: Seconds of silence after which the database is asked, and seconds that it gets for its answer. With what a request does besides,
+#: their sum stays below 2 s.
+PATIENCE = 1.0
+TIME_TO_ANSWER = 0.6
+
+# Idle for a while, it has answered and the answer is lost, or it has never got the question.
+_AT_WORK = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND (state = 'active' OR state_change > clock_timestamp() - interval '0.5 s')"
+
+
+class Database:
+    """The engine of one event loop, and two ways to use it. Both raise Unavailable when the database is away."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.engine = async_engine(settings, role="api")
+        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._arguments = asyncpg_arguments(settings, role="api-apart")
+        self._open: WeakSet[Any] = WeakSet()
+        self._idle: WeakSet[Any] = WeakSet()
+        listen(self.engine.sync_engine, "connect", lambda connection, _: self._open.add(connection.driver_connection))
+        listen(self.engine.sync_engine, "checkout", lambda connection, *_: self._idle.discard(connection.driver_connection))
+        listen(self.engine.sync_engine, "checkin", self._on_checkin)
+
+    async def close(self) -> None:
+        """Let the database go. The polite end of each connection waits for an answer, but not for long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self.engine.dispose()
+        for driver in list(self._open):
+            driver.terminate()
+
+    def _on_checkin(self, connection: Any, _record: Any) -> None:
+        if connection is not None:
+            self._idle.add(connection.driver_connection)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for reading."""
+        with outages_named(), self.watched() as watch:
+            async with self.engine.connect() as connection:
+                watch.driver = (await connection.get_raw_connection()).driver_connection
+                yield connection
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction, committed at the end. Where that fails the commit may have happened all the same."""
+        with outages_named(), self.watched() as watch:
+            async with self.engine.begin() as connection:
+                watch.driver = (await connection.get_raw_connection()).driver_connection
+                yield connection
+
+    @asynccontextmanager
+    async def single(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for one statement that commits itself: one round trip to the database, where a transaction is three."""
+        with outages_named(), self.watched() as watch:
+            async with self._single.connect() as connection:
+                watch.driver = (await connection.get_raw_connection()).driver_connection
+                yield connection
+
+    async def connect_apart(self) -> Any:
+        """An asyncpg connection outside of the pool."""
+        return await asyncpg.connect(**self._arguments)
+
+    @contextmanager
+    def watched(self) -> Iterator[Watch]:
+        """Watch over a block that uses the engine. Raises Unavailable if the database was silent for too long."""
+        watch = Watch(self._arguments)
+        try:
+            yield watch
+        except (Exception, asyncio.CancelledError) as error:
+            if not watch.gave_up:
+                raise
+            # Those beside it are of its age and its way.
+            for driver in list(self._idle):
+                driver.terminate()
+            if watch.cancelled and (task := asyncio.current_task()):
+                task.uncancel()
+            raise Unavailable("The database does not answer.") from error
+        finally:
+            watch.end()
+
+
+class Watch:
+    """Watches over one use of the database by the current task."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        #: The asyncpg connection that the task waits for, once it has one.
+        self.driver: Any = None
+        self._asking: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(PATIENCE, self._begin)
+        self.gave_up = False
+        self.cancelled = False
+
+    def end(self) -> None:
+        """The use has ended."""
+        self._timer.cancel()
+        if self._asking is not None:
+            self._asking.cancel()
+
+    def _begin(self) -> None:
+        self._asking = self._loop.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        if await self._is_served():
+            self._timer = self._loop.call_later(PATIENCE, self._begin)
+            return
+        self.gave_up = True
+        log.warning("database.silent", connected=self.driver is not None)
+        if self.driver is not None:
+            # Whatever waits for it raises now. A polite end would wait for an answer, too.
+            self.driver.terminate()
+        elif self._task is not None:
+            self.cancelled = self._task.cancel()
+
+    async def _is_served(self) -> bool:
+        driver = self.driver
+        try:
+            async with asyncio.timeout(TIME_TO_ANSWER):
+                asker = await asyncpg.connect(**self._arguments)
+                try:
+                    return driver is None or await asker.fetchval(_AT_WORK, driver.get_server_pid()) is not None
+                finally:
+                    asker.terminate()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False

@@ -1,0 +1,61 @@
+"""What only HTTP can get wrong: bodies that are too large, of another kind, or no JSON; and callers who may not call."""
+
+from __future__ import annotations
+
+import math
+
+from taskyard.errors import InvalidInput, TaskyardError
+
+
+class TooLarge(TaskyardError):
+    """The request's body is larger than this service takes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request's body is larger than {limit} bytes.")
+
+
+class BodyTooSlow(TaskyardError):
+    """The request's body did not arrive in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request's body did not arrive within {seconds:g} seconds.")
+
+
+class MalformedBody(InvalidInput):
+    """The request's body is not JSON."""
+
+
+class UnsupportedMedia(InvalidInput):
+    """The request's body is of a kind that this service does not read."""
+
+
+class Unauthorized(TaskyardError):
+    """This service asks for an access key: Authorization: Bearer ty_..., or X-API-Key."""
+
+    challenge = 'Bearer realm="taskyard"'
+
+
+class WrongKey(Unauthorized):
+    """The access key is none of this service's, has expired, or was revoked."""
+
+    challenge = 'Bearer realm="taskyard", error="invalid_token"'
+
+
+class Forbidden(TaskyardError):
+    """The access key may not do this."""
+
+    def __init__(self, name: str, scope: str) -> None:
+        super().__init__(f"The key {name!r} may not do this: it needs the scope {scope}.")
+        self.challenge = f'Bearer realm="taskyard", error="insufficient_scope", scope="{scope}"'
+
+
+class ForeignPage(TaskyardError):
+    """A web page of another origin may not change anything here. If it should, the operator names its origin in api.cors_origins."""
+
+
+class RateLimited(TaskyardError):
+    """Too many requests. ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, math.ceil(retry_after))

@@ -1,0 +1,191 @@
+"""Group commit: requests that submit at the same time share one statement and one commit.
+
+Whoever comes while nothing is on its way goes at once; whoever comes while two flushes are on their way waits for the next, with
+all the others. So an idle service waits for nobody, and a loaded one does more for each commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import RowMapping
+
+from taskyard import failpoints, lifecycle
+from taskyard.errors import Unavailable, UniqueConflict
+from taskyard.idempotency import IdempotencyKey, replay
+from taskyard.lifecycle import NewTask
+from taskyard_api.database import Database
+
+MAX_FLUSHES = 2
+MAX_ROWS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The rows of what a request submitted, in its order: those of lifecycle.submit or, if an idempotency key says that it was
+    submitted before, whole ones as they stand now.
+    """
+
+    rows: Sequence[RowMapping]
+    replayed: bool = False
+
+
+class _Left(Exception):
+    """A statement left rows out, so that its transaction is rolled back."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Waiting:
+    """One request's tasks, which are submitted all or none, and the answer that it waits for."""
+
+    new: Sequence[NewTask]
+    key: IdempotencyKey | None
+    answer: asyncio.Future[Submitted]
+
+    @property
+    def shares(self) -> bool:
+        """May it share a transaction? Not if a row of it may be left out while others are inserted: that takes a rollback of its own."""
+        return (len(self.new) == 1 and self.key is None) or all(task.unique_key is None for task in self.new)
+
+    def key_row(self) -> dict[str, Any] | None:
+        """Its idempotency key, as lifecycle.submit takes it."""
+        return self.key.row([task.id for task in self.new]) if self.key else None
+
+
+class GroupCommit:
+    """Submits tasks for one event loop. Close it before its engine."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[Waiting] = deque()
+        self._flushers: set[asyncio.Task[None]] = set()
+
+    async def submit(self, *new: NewTask, key: IdempotencyKey | None = None) -> Submitted:
+        """Tasks that are committed together when this returns.
+
+        A caller that is cancelled meanwhile leaves no others behind; its own tasks may be committed all the same.
+
+        Raises:
+            UniqueConflict: a live task has the unique_key of one of them; none is submitted.
+            IdempotencyMismatch, NotFound: the key was used before, with another body, or for what is not kept any more.
+            Unavailable: the database can't be reached now.
+        """
+        answer: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Waiting(new, key, answer))
+        if len(self._flushers) < MAX_FLUSHES:
+            flusher = asyncio.create_task(self._flush())
+            self._flushers.add(flusher)
+            flusher.add_done_callback(self._flushers.discard)
+        return await answer
+
+    async def close(self) -> None:
+        """Wait until all that was handed in is committed or refused."""
+        while self._flushers:
+            await asyncio.wait(set(self._flushers))
+
+    async def _flush(self) -> None:
+        while batch := self._take():
+            try:
+                await self._answer(batch)
+            except Exception as error:
+                # Who came while the database did not answer would wait as long again.
+                also = self._waiting_now() if isinstance(error, Unavailable) else []
+                for waiting in [*batch, *also]:
+                    if not waiting.answer.done():
+                        waiting.answer.set_exception(error)
+
+    def _waiting_now(self) -> list[Waiting]:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
+
+    def _take(self) -> list[Waiting]:
+        """Who shares the next transaction: as many as there is room for, and the first in any case."""
+        batch: list[Waiting] = []
+        rows = 0
+        while self._waiting:
+            first = self._waiting[0]
+            if batch and (rows + len(first.new) > MAX_ROWS or not (first.shares and batch[0].shares)):
+                break
+            self._waiting.popleft()
+            if not first.answer.done():
+                batch.append(first)
+                rows += len(first.new)
+        return batch
+
+    async def _answer(self, batch: Sequence[Waiting]) -> None:
+        if not batch[0].shares:
+            await _each(batch[0], self._alone(batch[0]))
+            return
+        try:
+            rows = await self._commit(batch)
+        except Unavailable:
+            raise
+        except Exception:
+            if len(batch) == 1:
+                raise
+            # One row that Postgres refuses must hurt only the request that brought it.
+            for waiting in batch:
+                await _each(waiting, self._alone(waiting))
+            return
+        left = []
+        for waiting in batch:
+            if waiting.new[0].id not in rows:
+                left.append(waiting)
+            elif not waiting.answer.done():
+                waiting.answer.set_result(Submitted([rows[task.id] for task in waiting.new]))
+        for waiting in left:
+            await _each(waiting, self._again(waiting))
+
+    async def _alone(self, waiting: Waiting) -> Submitted:
+        try:
+            rows = await self._commit([waiting], whole=True)
+        except _Left:
+            return await self._again(waiting)
+        return Submitted([rows[task.id] for task in waiting.new])
+
+    async def _again(self, waiting: Waiting) -> Submitted:
+        """What a statement left out: answer what its key has made, name who has a unique_key of it, or insert it if neither is there
+        any more.
+        """
+        async with self._database.connect() as connection:
+            if waiting.key and (made := await connection.run_sync(replay, waiting.key)):
+                return Submitted(made, replayed=True)
+            if wanted := {task.unique_key: index for index, task in enumerate(waiting.new) if task.unique_key is not None}:
+                holders = await connection.run_sync(lifecycle.unique_key_holders, waiting.new[0].namespace, wanted)
+                if holders:
+                    first = min(holders, key=lambda held: wanted[held])
+                    raise UniqueConflict(first, str(holders[first]), wanted[first])
+            elif not waiting.key:
+                raise RuntimeError(f"the id {waiting.new[0].id}, or one beside it, was there before it was made")
+        return await self._alone(waiting)
+
+    async def _commit(self, batch: Sequence[Waiting], *, whole: bool = False) -> dict[UUID, RowMapping]:
+        """Insert and commit; ``whole`` means all rows or, with _Left, none."""
+        new = [task for waiting in batch for task in waiting.new]
+        keys = [row for waiting in batch if (row := waiting.key_row())]
+        # What can't be told to leave nothing out by one statement takes a transaction.
+        async with self._database.begin() if whole else self._database.single() as connection:
+            rows = await connection.run_sync(lifecycle.submit, new, keys)
+            if whole and len(rows) < len(new):
+                raise _Left
+            if whole:
+                failpoints.hit("submit.uncommitted")
+        failpoints.hit("submit.committed")
+        return rows
+
+
+async def _each(waiting: Waiting, submitted: Awaitable[Submitted]) -> None:
+    try:
+        found = await submitted
+    except Exception as error:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(error)
+    else:
+        if not waiting.answer.done():
+            waiting.answer.set_result(found)

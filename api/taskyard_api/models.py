@@ -1,0 +1,272 @@
+"""What goes out: typed answers, read from rows by attribute."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from taskyard.lifecycle import Status
+
+Text = Annotated[str, BeforeValidator(str)]
+
+
+def _as_object(value: Any) -> Any:
+    """What a handler left, as the object that it should be: no stored row makes a list unreadable."""
+    return value if value is None or isinstance(value, dict) else {"message": str(value)}
+
+
+def _as_number(value: Any) -> Any:
+    return value if isinstance(value, int | float) and -1e300 < value < 1e300 else None
+
+
+def _as_objects(value: Any) -> list[Any]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+#: Columns that hold JSON of handlers and notifiers are written with care, and read without trust.
+SaidText = Annotated[str | None, BeforeValidator(lambda value: None if value is None else str(value))]
+SaidNumber = Annotated[float | None, BeforeValidator(_as_number)]
+SaidObject = Annotated[dict[str, Any], BeforeValidator(_as_object)]
+
+
+class Out(BaseModel):
+    """An answer, made from a row or an object that has the same attributes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Progress(Out):
+    """How far a run is."""
+
+    fraction: SaidNumber = Field(None, description="0 to 1.")
+    message: SaidText = None
+
+
+class TaskError(Out):
+    """Why the last run failed. Handlers may add to it."""
+
+    model_config = ConfigDict(from_attributes=True, extra="allow")
+
+    code: SaidText = None
+    message: SaidText = None
+
+
+class TaskOut(Out):
+    """A task as it stands."""
+
+    id: UUID
+    type: str
+    status: Status
+    payload: Any
+    priority: int = Field(description="0 to 9; 9 is the most urgent.")
+    queue: str
+    run_at: datetime | None = Field(description="The start that was asked for.")
+    expires_at: datetime | None
+    timeout: float = Field(description="Seconds that a run may take.")
+    max_attempts: int
+    tags: list[str]
+    metadata: SaidObject
+    unique_key: str | None
+    attempt: int = Field(description="Runs so far, since a person's last retry.")
+    result: Any = Field(description="What the handler returned.")
+    error: Annotated[TaskError | None, BeforeValidator(_as_object)]
+    progress: Annotated[Progress | None, BeforeValidator(_as_object)]
+    created_at: datetime
+    updated_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    next_run_at: datetime | None = Field(description="When it is next looked at: a first start ahead, or a retry's back-off.")
+    cancel_requested: Annotated[bool, BeforeValidator(lambda at: at is not None)] = Field(validation_alias="cancel_requested_at")
+    version: int = Field(description="Grows with every change.")
+
+
+class PlaceOut(Out):
+    """Where a waiting task stands."""
+
+    position: int | None = Field(description="1 is the next of its queue and lane to start. Null: it is not in line.")
+    capped: bool = Field(description="Counting stopped at `position`: the task may stand further back.")
+    estimated_start: datetime | None = Field(
+        description="An estimate, from how long tasks took lately on the workers that there are; a planned time, if it has one. Null: nothing can be said."
+    )
+
+
+class EventOut(Out):
+    """One step of a task's history."""
+
+    id: Text
+    type: str
+    time: datetime
+    task_id: UUID
+    attempt: int
+    data: SaidObject
+
+
+class Try(Out):
+    """One try of a delivery."""
+
+    attempt: int
+    time: datetime
+    outcome: str
+    detail: SaidText = None
+    duration: SaidNumber = Field(None, description="Seconds.")
+
+
+class DeliveryOut(Out):
+    """One event on its way to one route's receiver."""
+
+    id: Text
+    event_id: Text
+    event: str = Field(description="The event's type.")
+    task_id: UUID
+    route: str
+    notifier: str
+    status: Literal["pending", "queued", "sending", "delivered", "dead"]
+    attempt: int
+    tries: Annotated[list[Try], BeforeValidator(_as_objects)]
+    next_try_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    delivered_at: datetime | None
+
+
+class QueueOut(Out):
+    """A queue. Counting stops at 10,000 for each priority, or earlier where many queues are deep; ``capped`` says that it did, and that there may be more."""
+
+    name: str
+    paused: Annotated[bool, BeforeValidator(lambda at: at is not None)] = Field(validation_alias="paused_at")
+    scheduled: int
+    pending: int
+    queued: int
+    running: int
+    held: int
+    capped: bool
+    workers: list[str] = Field(description="Names of live workers that serve it.")
+
+
+class Defaults(Out):
+    """What a task of a type gets when its submitter does not say."""
+
+    queue: str
+    priority: int
+    timeout: float
+    max_attempts: int
+
+
+class TaskTypeOut(Out):
+    """A task type that can be submitted."""
+
+    type: str
+    description: str
+    plugin: str
+    lane: Literal["sync", "async"]
+    defaults: Defaults
+    payload_schema: dict[str, Any] = Field(description="JSON Schema of the payload.")
+    result_schema: dict[str, Any] = Field(description="JSON Schema of the result.")
+
+
+class PluginOut(Out):
+    """An installed plugin."""
+
+    name: str
+    distribution: str
+    version: str
+    state: Literal["enabled", "disabled", "failed"]
+    reason: str | None = Field(description="Why it failed.")
+    task_types: list[str]
+    notifiers: list[str]
+
+
+class NotifierOut(Out):
+    """A notifier that routes can use."""
+
+    name: str
+    plugin: str
+    description: str
+    routes: list[str] = Field(description="Names of the configured routes that use it.")
+    options_schema: dict[str, Any] = Field(description="JSON Schema of a route's options.")
+
+
+class TaskBatch(Out):
+    """Tasks in the order that they were sent in."""
+
+    items: list[TaskOut]
+
+
+class ActionOut(Out):
+    """What an action came to."""
+
+    matched: int = Field(description="Tasks that the filter found.")
+    changed: int = Field(description="Those of them that the action has moved.")
+
+
+class TaskPage(Out):
+    """Tasks, newest first."""
+
+    items: list[TaskOut]
+    next_cursor: str | None
+
+
+class EventPage(Out):
+    """Events, oldest first."""
+
+    items: list[EventOut]
+    next_cursor: str | None
+
+
+class DeliveryPage(Out):
+    """Deliveries, newest first."""
+
+    items: list[DeliveryOut]
+    next_cursor: str | None
+
+
+class Queues(Out):
+    """All known queues, by name."""
+
+    items: list[QueueOut]
+
+
+class TaskTypes(Out):
+    """All task types, by name."""
+
+    items: list[TaskTypeOut]
+
+
+class Plugins(Out):
+    """All installed plugins, by name."""
+
+    items: list[PluginOut]
+
+
+class Notifiers(Out):
+    """All notifiers, by name."""
+
+    items: list[NotifierOut]
+
+
+class Alive(Out):
+    """The process runs."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(Out):
+    """Whether each part that a request needs is usable."""
+
+    status: Literal["ready", "not ready"]
+    parts: dict[str, str] = Field(description="`ok`, or what is wrong with it.")
+
+
+TASK: TypeAdapter[TaskOut] = TypeAdapter(TaskOut)
+TASK_BATCH: TypeAdapter[TaskBatch] = TypeAdapter(TaskBatch)
+TASK_PAGE: TypeAdapter[TaskPage] = TypeAdapter(TaskPage)
+PLACE: TypeAdapter[PlaceOut] = TypeAdapter(PlaceOut)
+EVENT_PAGE: TypeAdapter[EventPage] = TypeAdapter(EventPage)
+DELIVERY: TypeAdapter[DeliveryOut] = TypeAdapter(DeliveryOut)
+DELIVERY_PAGE: TypeAdapter[DeliveryPage] = TypeAdapter(DeliveryPage)
+QUEUE: TypeAdapter[QueueOut] = TypeAdapter(QueueOut)
+QUEUES: TypeAdapter[Queues] = TypeAdapter(Queues)

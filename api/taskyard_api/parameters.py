@@ -1,0 +1,204 @@
+"""Query parameters: typed, and strict about names that no call has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired, get_args
+from uuid import UUID
+
+from fastapi import Path
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
+
+from taskyard.errors import InvalidInput, NotFound
+from taskyard.lifecycle import Status
+from taskyard.queries import DeliveryFilters, TaskFilters
+from taskyard.validation import Instant, nearest, problems_of
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise PydanticCustomError("unstorable", "the character U+0000 can't be in any stored text")
+    return value
+
+
+def _with_plus(value: Any) -> Any:
+    """A ``+`` that a client forgot to escape arrives as a space: 2030-01-31T12:00:00 01:00."""
+    return value.replace(" ", "+") if isinstance(value, str) else value
+
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_storable)]
+Words = Annotated[list[Word], Field(default_factory=list, max_length=50)]
+Moment = Annotated[Instant, BeforeValidator(_with_plus)]
+Limit = Annotated[int, Field(ge=1, le=200, description="Items on a page.")]
+Cursor = Annotated[str, Field(max_length=500, description="`next_cursor` of the page before, with the same filters.")]
+TaskId = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
+DeliveryId = Annotated[str, Path(json_schema_extra={"pattern": "^[0-9]+$"})]
+
+
+class Query(BaseModel):
+    """The query parameters of a call."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known(cls, sent: Any) -> Any:
+        unknown = [name for name in sent if name not in cls.model_fields] if isinstance(sent, Mapping) else []
+        if unknown:
+            problems = [(f"/{name}", f"unknown query parameter.{nearest(name, cls.model_fields)}") for name in unknown]
+            raise InvalidInput(f"No such query parameter: {', '.join(unknown)}.", problems)
+        return sent
+
+
+class PageQuery(Query):
+    """Which page of a list."""
+
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class FilterQuery(Query):
+    """Which tasks. Values of one filter add up; different filters must all hold."""
+
+    status: list[Status] = Field(default_factory=list)
+    type: Words
+    queue: Words
+    tag: Words
+    priority: int | None = Field(None, ge=0, le=9)
+    created_after: Moment | None = Field(None, description="Included.")
+    created_before: Moment | None = Field(None, description="Not included.")
+    q: Word | None = Field(None, description="Start of an id, a type or a tag.")
+
+    def filters(self) -> TaskFilters:
+        """These parameters as core's filters."""
+        return TaskFilters(
+            status=tuple(sorted(set(self.status))),
+            type=tuple(sorted(set(self.type))),
+            queue=tuple(sorted(set(self.queue))),
+            tag=tuple(sorted(set(self.tag))),
+            priority=self.priority,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            q=self.q,
+        )
+
+
+class TaskQuery(FilterQuery, PageQuery):
+    """Which tasks, and which page of them."""
+
+
+class DeliveryQuery(PageQuery):
+    """Which deliveries."""
+
+    status: list[Literal["pending", "queued", "sending", "delivered", "dead"]] = Field(default_factory=list)
+    route: Words
+    task_id: UUID | None = None
+
+    def filters(self) -> DeliveryFilters:
+        """These parameters as core's filters."""
+        return DeliveryFilters(status=tuple(sorted(set(self.status))), route=tuple(sorted(set(self.route))), task_id=self.task_id)
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _any_of(kind: Any) -> Any:
+    """One value, or a list of those of which any may hold."""
+    several = {"type": "array", "items": kind, "minItems": 1, "maxItems": 50}
+    return WithJsonSchema({"anyOf": [kind, several]})
+
+
+_WORDS = _any_of({"type": "string", "minLength": 1, "maxLength": 255})
+SomeWords = Annotated[list[Word], BeforeValidator(_listed), Field(min_length=1, max_length=50), _WORDS]
+SomeStatuses = Annotated[list[Status], BeforeValidator(_listed), Field(min_length=1, max_length=50), _any_of({"enum": list(get_args(Status))})]
+
+
+class ActionFilter(TypedDict, total=False):
+    """Which tasks: the filters of `GET /tasks`. An empty one is all tasks."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]  # Pydantic's way to configure a TypedDict
+
+    status: SomeStatuses
+    type: SomeWords
+    queue: SomeWords
+    tag: SomeWords
+    priority: Annotated[int, Field(ge=0, le=9)]
+    created_after: Annotated[Instant, Field(description="Included.")]
+    created_before: Annotated[Instant, Field(description="Not included.")]
+    q: Annotated[Word, Field(description="Start of an id, a type or a tag.")]
+
+
+class TaskAction(TypedDict):
+    """One verb for all tasks that match."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]  # as above
+
+    action: Literal["cancel", "hold", "release", "retry"]
+    filter: ActionFilter
+    dry_run: NotRequired[Annotated[bool, Field(description="Only count.")]]
+
+
+ACTION: TypeAdapter[TaskAction] = TypeAdapter(TaskAction)
+
+
+def read_action(sent: dict[str, Any]) -> TaskAction:
+    """A validated action. Raises InvalidInput, with JSON pointers."""
+    try:
+        return ACTION.validate_python(sent)
+    except ValidationError as error:
+        problems = problems_of(error, sent, TaskAction.__annotations__)
+        told = [(at, detail + _nearest_filter(at) if detail == "unknown name." else detail) for at, detail in problems]
+        raise InvalidInput("The action is not as expected.", told) from None
+
+
+def _nearest_filter(pointer: str) -> str:
+    return nearest(pointer.removeprefix("/filter/"), ActionFilter.__annotations__) if pointer.startswith("/filter/") else ""
+
+
+def action_filters(chosen: ActionFilter) -> TaskFilters:
+    """An action's filter as core's filters."""
+    return TaskFilters(
+        status=tuple(sorted(set(chosen.get("status", ())))),
+        type=tuple(sorted(set(chosen.get("type", ())))),
+        queue=tuple(sorted(set(chosen.get("queue", ())))),
+        tag=tuple(sorted(set(chosen.get("tag", ())))),
+        priority=chosen.get("priority"),
+        created_after=chosen.get("created_after"),
+        created_before=chosen.get("created_before"),
+        q=chosen.get("q"),
+    )
+
+
+def task_uuid(text: str) -> UUID:
+    """The id in a path.
+
+    Raises:
+        NotFound: it is no UUID as we write them, so no task has it.
+    """
+    try:
+        if len(text) == 36:
+            return UUID(text)
+    except ValueError:
+        pass
+    raise NotFound(f"There is no task {text[:100]!r} here: an id looks like 01890a5d-ac96-774b-bcce-b302099a8057.")
+
+
+def delivery_number(text: str) -> int:
+    """The id in a path. Raises NotFound: no delivery has such an id."""
+    if text.isascii() and text.isdecimal() and len(text) < 20 and (number := int(text)) < 2**63:
+        return number
+    raise NotFound(f"There is no delivery {text[:100]!r} here: an id is a number.")

@@ -1,0 +1,83 @@
+"""What is installed: task types, plugins, notifiers. Read from the registry; no database is needed."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from fastapi import APIRouter
+
+from taskyard.errors import NotFound
+from taskyard.handlers import Handler
+from taskyard.validation import nearest
+from taskyard_api.models import Defaults, NotifierOut, Notifiers, PluginOut, Plugins, TaskTypeOut, TaskTypes
+from taskyard_api.routes.answers import problems
+from taskyard_api.service import Serving
+
+router = APIRouter(tags=["catalogue"])
+
+
+def _task_type(handler: Handler[Any, Any]) -> TaskTypeOut:
+    return TaskTypeOut(
+        type=handler.type,
+        description=handler.description,
+        plugin=handler.plugin,
+        lane="async" if handler.is_async else "sync",
+        defaults=Defaults(queue=handler.queue, priority=handler.priority, timeout=handler.timeout, max_attempts=handler.retry.max_attempts),
+        payload_schema=handler.payload_schema(),
+        result_schema=handler.result_schema(),
+    )
+
+
+@router.get("/task-types", responses=problems())
+async def list_task_types(service: Serving) -> TaskTypes:
+    """List what can be submitted."""
+    handlers = service.registry.handlers
+    return TaskTypes(items=[_task_type(handlers[type_]) for type_ in sorted(handlers)])
+
+
+@router.get("/task-types/{type}", responses=problems(404))
+async def get_task_type(service: Serving, type: str) -> TaskTypeOut:
+    """Look at one task type."""
+    handlers = service.registry.handlers
+    if type not in handlers:
+        raise NotFound(f"No installed plugin brings the task type {type[:200]!r}.{nearest(type, handlers)}")
+    return _task_type(handlers[type])
+
+
+@router.get("/plugins", responses=problems())
+async def list_plugins(service: Serving) -> Plugins:
+    """List what is installed, enabled, or failed, and why."""
+    found = [
+        PluginOut.model_validate(
+            {
+                "name": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "state": plugin.state,
+                "reason": plugin.reason,
+                "task_types": sorted(handler.type for handler in plugin.handlers),
+                "notifiers": sorted(notifier.name for notifier in plugin.notifiers),
+            }
+        )
+        for plugin in service.registry.plugins
+    ]
+    return Plugins(items=found)
+
+
+@router.get("/notifiers", responses=problems())
+async def list_notifiers(service: Serving) -> Notifiers:
+    """List the notifiers that routes can use, and the routes that use them."""
+    routes = service.settings.routes
+    found = [
+        NotifierOut(
+            name=notifier.name,
+            plugin=plugin.name,
+            description=(inspect.getdoc(type(notifier)) or "").partition("\n")[0],
+            routes=[route.name for route in routes if route.notifier == notifier.name],
+            options_schema=notifier.Options.model_json_schema(),
+        )
+        for plugin in service.registry.plugins
+        for notifier in plugin.notifiers
+    ]
+    return Notifiers(items=sorted(found, key=lambda notifier: notifier.name))

@@ -1,0 +1,73 @@
+"""Live: events as they happen, of a namespace or of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from taskyard import feed, queries
+from taskyard.errors import InvalidInput
+from taskyard_api import access
+from taskyard_api.live import LAST, Asked
+from taskyard_api.parameters import FilterQuery, TaskId, task_uuid
+from taskyard_api.routes.answers import problems
+from taskyard_api.service import Namespace, Service, Serving
+from taskyard_api.sse import MEDIA_TYPE, EventStream
+
+router = APIRouter(tags=["live"])
+
+LastEventId = Annotated[str | None, Header(description="The id of the last event that was received: the stream goes on after it.", max_length=100)]
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events: `id`, `event` (its type) and `data` (a CloudEvent).", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
+}
+_OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The task has ended, and all its events were received: do not come back."}}
+
+
+@router.get("/events", status_code=200, response_class=EventStream, responses=_STREAM | problems(429))
+async def stream_events(
+    request: Request, service: Serving, namespace: Namespace, query: Annotated[FilterQuery, Query()], last_event_id: LastEventId = None
+) -> Response:
+    """Follow what happens to all tasks that the filters let through, live. Nothing is left out and nothing comes twice, also after a
+    reconnect with `Last-Event-ID`."""
+    filters, after = query.filters(), await _number(service, last_event_id)
+    service.feed.admit()
+    return EventStream(service.feed.stream(Asked(lambda row: feed.is_wanted(row, namespace, filters), _check(request), after, namespace)))
+
+
+@router.get("/tasks/{task_id}/stream", status_code=200, response_class=EventStream, responses=_STREAM | _OVER | problems(404, 429))
+async def stream_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, last_event_id: LastEventId = None) -> Response:
+    """Follow one task: its history so far, then live, progress too, until it has ended."""
+    id_, after = task_uuid(task_id), await _number(service, last_event_id) or 0
+    task = await service.read(queries.task, namespace, id_)
+    if task.finished_at is not None and after and not await service.read(feed.events, after, LAST, 1, id_):
+        # An EventSource comes back whenever a stream ends, unless it is told not to.
+        return Response(status_code=204)
+    service.feed.admit()
+    welcome = _check(request)
+
+    async def check() -> None:
+        await welcome()
+        # Retention may have deleted it.
+        await service.read(queries.task, namespace, id_)
+
+    return EventStream(service.feed.stream(Asked(lambda row: row["task_id"] == id_, check, after, task_id=id_)))
+
+
+async def _number(service: Service, last_event_id: str | None) -> int | None:
+    """The event that a Last-Event-ID names. Raises InvalidInput: it is no id of an event, or of one that is yet to come."""
+    if not last_event_id:
+        return None
+    if last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) < 20 and int(last_event_id) <= await service.read(feed.drawn):
+        return int(last_event_id)
+    raise InvalidInput("The header Last-Event-ID is not as expected.", [("/Last-Event-ID", "expected the id of an event that was received")])
+
+
+def _check(request: Request) -> Callable[[], Awaitable[object]]:
+    """Whether the caller may still read: a key can end while its stream is open."""
+
+    async def nothing() -> None: ...
+
+    check: Callable[[], Awaitable[object]] = request.scope.get(access.CHECK, nothing)
+    return check

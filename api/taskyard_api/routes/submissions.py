@@ -1,0 +1,143 @@
+"""Submitting tasks: one, or many in one request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
+from sqlalchemy import RowMapping
+
+from taskyard import idempotency, lifecycle
+from taskyard.errors import InvalidInput, Unavailable, UniqueConflict
+from taskyard.idempotency import IdempotencyKey
+from taskyard.lifecycle import NewTask
+from taskyard.submission import prepare, prepare_all
+from taskyard_api.body import batch_of, json_object
+from taskyard_api.conditions import etag
+from taskyard_api.edge import BASE
+from taskyard_api.fresh import new_task, valid_task
+from taskyard_api.group_commit import Submitted
+from taskyard_api.models import TASK, TASK_BATCH, TaskBatch, TaskOut
+from taskyard_api.prefer import PREFER, applied
+from taskyard_api.routes.answers import BODY, answer, body, problems
+from taskyard_api.service import Service, namespace_of, service_of
+from taskyard_api.submit_options import IDEMPOTENCY_KEY, VALIDATE_ONLY, SubmitOptions, submit_options
+from taskyard_api.watch import TASK_ID
+
+router = APIRouter(tags=["tasks"])
+#: Tasks of a batch that are validated before other requests get their turn.
+BREATH = 100
+_REPLAYED = {"Idempotency-Replayed": "true"}
+_AGAIN = "Submitted before with this Idempotency-Key; or, with validate_only, right as it is, and shown with its type's defaults."
+_ANSWERS = problems(*BODY, 404, 409) | {200: {"description": _AGAIN, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+def _documented(schema: str, *more: dict[str, Any]) -> dict[str, Any]:
+    return body(schema) | {"parameters": [IDEMPOTENCY_KEY, VALIDATE_ONLY, *more]}
+
+
+@router.post("/tasks", status_code=201, response_model=TaskOut, responses=_ANSWERS, openapi_extra=_documented("TaskIn", PREFER))
+async def submit_task(request: Request) -> Response:
+    """Submit a task. Once this answers, the task can't be lost."""
+    # The hottest call: no dependency is solved, and the body is read by one parser.
+    service, namespace, options = service_of(request), namespace_of(request), submit_options(request)
+    sent = await json_object(request)
+    key = _key("submit_task", options, namespace, sent)
+    try:
+        new = prepare(service.registry, sent, namespace=namespace)
+        if options.validate_only:
+            await _refuse_conflicts(service, namespace, [new])
+            return _json(valid_task(new), 200)
+        if options.wait is not None:
+            new = replace(new, awaited=True)
+        submitted = await service.commits.submit(new, key=key)
+    except InvalidInput as error:
+        submitted = await _made_before(service, key, error)
+    (row,) = submitted.rows
+    id_ = row["id"]
+    request.scope[TASK_ID] = str(id_)
+    headers = {"Location": f"{request.scope.get('root_path', '')}{BASE}/tasks/{id_}"}
+    if not submitted.replayed:
+        service.submitted(row)
+    if options.wait is not None:
+        headers |= applied(options.wait)
+        row = await _waited(service, namespace, id_, options.wait) or row
+    if submitted.replayed:
+        return answer(TASK, row, 200, headers | etag(row["version"]) | _REPLAYED)
+    if "version" in row:
+        return answer(TASK, row, 201, headers | etag(row["version"]))
+    return _json(new_task(new, row), 201, headers | etag(1))
+
+
+async def _waited(service: Service, namespace: str, task_id: UUID, seconds: int) -> RowMapping | None:
+    """A task's row after a wait. None: the database went away meanwhile, and the task is submitted all the same."""
+    try:
+        return await service.waits.until_ended(namespace, task_id, seconds)
+    except Unavailable:
+        return None
+
+
+@router.post("/tasks/batch", status_code=201, response_model=TaskBatch, responses=_ANSWERS, openapi_extra=_documented("TasksIn"))
+async def submit_tasks(request: Request) -> Response:
+    """Submit up to 1,000 tasks, all or none. They are answered in the order that they were sent in."""
+    service, namespace, options = service_of(request), namespace_of(request), submit_options(request)
+    sent = await json_object(request)
+    key = _key("submit_tasks", options, namespace, sent)
+    try:
+        new = await _unhurried(prepare_all(service.registry, batch_of(sent), namespace=namespace))
+        if options.validate_only:
+            await _refuse_conflicts(service, namespace, new)
+            return _json({"items": list(map(valid_task, new))}, 200)
+        submitted = await service.commits.submit(*new, key=key)
+    except UniqueConflict as error:
+        error.pointer = f"/tasks/{error.index}/unique_key"
+        raise
+    except InvalidInput as error:
+        submitted = await _made_before(service, key, error)
+    if submitted.replayed:
+        return answer(TASK_BATCH, {"items": submitted.rows}, 200, _REPLAYED)
+    for row in submitted.rows:
+        service.submitted(row)
+    return _json({"items": [new_task(*pair) for pair in zip(new, submitted.rows, strict=True)]}, 201)
+
+
+def _key(call: str, options: SubmitOptions, namespace: str, sent: Any) -> IdempotencyKey | None:
+    if options.key is None or options.validate_only:
+        return None
+    return IdempotencyKey(namespace, options.key, idempotency.fingerprint([call, sent]))
+
+
+async def _made_before(service: Service, key: IdempotencyKey | None, error: InvalidInput) -> Submitted:
+    """What a key made while its body was still right: a type may have gone, or have changed its mind, since. Raises the error if it made
+    nothing.
+    """
+    rows = await service.read(idempotency.replay, key) if key else None
+    if rows is None:
+        raise error
+    return Submitted(rows, replayed=True)
+
+
+async def _unhurried(tasks: Iterable[NewTask]) -> list[NewTask]:
+    new: list[NewTask] = []
+    for task in tasks:
+        new.append(task)
+        if len(new) % BREATH == 0:
+            await asyncio.sleep(0)
+    return new
+
+
+async def _refuse_conflicts(service: Service, namespace: str, new: Sequence[NewTask]) -> None:
+    """Raises UniqueConflict if a live task has the unique_key of one of these now."""
+    wanted = {task.unique_key: index for index, task in enumerate(new) if task.unique_key is not None}
+    if wanted:
+        for key, holder in (await service.read(lifecycle.unique_key_holders, namespace, wanted)).items():
+            raise UniqueConflict(key, str(holder), wanted[key])
+
+
+def _json(value: Any, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(to_json(value), status, headers, "application/json")

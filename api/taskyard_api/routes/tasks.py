@@ -1,0 +1,91 @@
+"""Tasks: list, look, change."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from taskyard import lifecycle, queries
+from taskyard.place import place
+from taskyard_api import patching
+from taskyard_api.body import json_object
+from taskyard_api.conditions import IfMatch, IfNoneMatch, Verb, etag, is_known, only_if
+from taskyard_api.models import EVENT_PAGE, PLACE, TASK, TASK_PAGE, EventPage, PlaceOut, TaskOut, TaskPage
+from taskyard_api.parameters import PageQuery, TaskId, TaskQuery, task_uuid
+from taskyard_api.prefer import Prefer, applied, wait_of
+from taskyard_api.routes.answers import BODY, answer, body, problems
+from taskyard_api.service import Namespace, Service, Serving
+
+router = APIRouter(tags=["tasks"])
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has this version already: If-None-Match."}}
+
+
+@router.get("/tasks", response_model=TaskPage, responses=problems())
+async def list_tasks(service: Serving, namespace: Namespace, query: Annotated[TaskQuery, Query()]) -> Response:
+    """List tasks, newest first."""
+    return answer(TASK_PAGE, await service.read(queries.list_tasks, namespace, query.filters(), query.limit, query.cursor))
+
+
+@router.get("/tasks/{task_id}", response_model=TaskOut, responses=problems(404) | UNCHANGED)
+async def get_task(service: Serving, namespace: Namespace, task_id: TaskId, if_none_match: IfNoneMatch = None, prefer: Prefer = None) -> Response:
+    """Look at one task, at once or, with `Prefer: wait=N`, when it has ended or N seconds have passed."""
+    id_, wait = task_uuid(task_id), wait_of(prefer)
+    if wait is None:
+        row, headers = (await service.read(queries.task, namespace, id_))._mapping, {}
+    else:
+        row, headers = await service.waits.until_ended(namespace, id_, wait), applied(wait)
+    headers |= etag(row["version"])
+    return Response(None, 304, headers) if is_known(row["version"], if_none_match) else answer(TASK, row, 200, headers)
+
+
+@router.patch("/tasks/{task_id}", response_model=TaskOut, responses=problems(*BODY, 404, 409, 412), openapi_extra=body("TaskPatch"))
+async def change_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Change a task. A `status` stands for a verb: `cancelled` (cancel), `held` (hold), `pending` (release, or retry of an ended task)."""
+    task_uuid(task_id)
+    patch = patching.read_patch(await json_object(request))
+    return await _move(service, namespace, partial(patching.apply, patch=patch), task_id, if_match)
+
+
+@router.get("/tasks/{task_id}/events", response_model=EventPage, responses=problems(404))
+async def list_task_events(service: Serving, namespace: Namespace, task_id: TaskId, query: Annotated[PageQuery, Query()]) -> Response:
+    """List a task's history, oldest first."""
+    return answer(EVENT_PAGE, await service.read(queries.task_events, namespace, task_uuid(task_id), query.limit, query.cursor))
+
+
+@router.get("/tasks/{task_id}/place", response_model=PlaceOut, responses=problems(404))
+async def get_place(service: Serving, namespace: Namespace, task_id: TaskId) -> Response:
+    """Look where a waiting task stands in its line, and when it may start."""
+    silence = service.settings.dispatch.worker_silence
+    return answer(PLACE, await service.read(place, namespace, task_uuid(task_id), silence))
+
+
+async def _move(service: Service, namespace: str, verb: Verb, task_id: str, if_match: list[str] | None) -> Response:
+    row = await service.write(only_if(if_match, verb), namespace, task_uuid(task_id))
+    service.moved(row)
+    return answer(TASK, row, 200, etag(row["version"]))
+
+
+@router.post("/tasks/{task_id}/cancel", response_model=TaskOut, responses=problems(404, 409, 412))
+async def cancel_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Cancel a task. One that runs is asked to stop first: it has `cancel_requested` until it has ended."""
+    return await _move(service, namespace, lifecycle.cancel, task_id, if_match)
+
+
+@router.post("/tasks/{task_id}/retry", response_model=TaskOut, responses=problems(404, 409, 412))
+async def retry_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Run a task again that failed, expired or was cancelled."""
+    return await _move(service, namespace, lifecycle.retry, task_id, if_match)
+
+
+@router.post("/tasks/{task_id}/hold", response_model=TaskOut, responses=problems(404, 409, 412))
+async def hold_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Take a waiting task out of line."""
+    return await _move(service, namespace, lifecycle.hold, task_id, if_match)
+
+
+@router.post("/tasks/{task_id}/release", response_model=TaskOut, responses=problems(404, 409, 412))
+async def release_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Put a held task back in line, or back on its schedule."""
+    return await _move(service, namespace, lifecycle.release, task_id, if_match)

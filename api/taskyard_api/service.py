@@ -1,0 +1,130 @@
+"""What a request works with: settings, plugins, the engine, and two ways to run core's functions on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Concatenate, ParamSpec, TypeVar
+
+from fastapi import Depends, Request
+from sqlalchemy import Connection, RowMapping
+
+from taskyard import failpoints, gauges, keys, metrics, readiness
+from taskyard.keys import Caller
+from taskyard.metrics import Tally
+from taskyard.plugins import Registry
+from taskyard.settings import Settings
+from taskyard_api.announcer import Announcer
+from taskyard_api.database import Database
+from taskyard_api.glimpse import Glimpse
+from taskyard_api.group_commit import GroupCommit
+from taskyard_api.live import Feed
+from taskyard_api.measures import Measures
+from taskyard_api.waits import Waits
+
+#: Every row has a namespace; without keys, all callers share this one.
+NAMESPACE = "default"
+#: Where the gate leaves whose key was shown, in the request's scope.
+CALLER = "taskyard.caller"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Service:
+    """One process's REST service. Made inside the event loop that it serves; ``own`` counts what is of this process alone."""
+
+    def __init__(self, settings: Settings, registry: Registry, own: Tally) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.declared_queues = sorted({handler.queue for handler in registry.handlers.values()})
+        self.database = Database(settings.database)
+        self.engine = self.database.engine
+        self.commits = GroupCommit(self.database)
+        self.announcer = Announcer(self.database)
+        self.feed = Feed(self.database, settings.api.max_streams)
+        self.waits = Waits(self.database)
+        self.measures = Measures(self.database, Tally.of(registry), own, self.feed, self.waits)
+        self.scrape = Glimpse(lambda: self.read(gauges.scrape, settings, self.measures.shared))
+        self.readiness = Glimpse(lambda: self.read(readiness.look, settings))
+
+    async def close(self) -> None:
+        """Finish what is on its way, and let the database go."""
+        await self.feed.close()
+        await self.waits.close()
+        await self.commits.close()
+        await self.announcer.close()
+        for glimpse in (self.scrape, self.readiness):
+            await glimpse.close()
+        await self.measures.close()
+        await self.database.close()
+
+    async def read(self, query: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one of core's queries. Raises Unavailable when the database is away."""
+        async with self.database.connect() as connection:
+            return await connection.run_sync(query, *args, **kwargs)
+
+    async def write(self, verb: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one of core's verbs and commit. Raises Unavailable when the database is away."""
+        async with self.database.begin() as connection:
+            done = await connection.run_sync(verb, *args, **kwargs)
+        failpoints.hit("verb.committed")
+        return done
+
+    async def operate(self, request: Request, name: str, target: str, verb: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """:meth:`write` for an operator's verb: that a key was used for it is recorded with it."""
+        caller = caller_of(request)
+
+        def noted(connection: Connection) -> R:
+            done = verb(connection, *args, **kwargs)
+            if caller:
+                keys.note(connection, caller, name, target)
+            return done
+
+        return await self.write(noted)
+
+    def submitted(self, row: RowMapping) -> None:
+        """A task is new, and committed: count it, and tell dispatchers."""
+        metrics.count_submitted(self.measures.shared, row)
+        self.announce(row)
+
+    def moved(self, row: RowMapping) -> None:
+        """A verb moved a task, and that is committed: count its end, if it is one, and tell dispatchers."""
+        metrics.count_ended(self.measures.shared, row)
+        self.announce(row)
+
+    def announce(self, row: RowMapping) -> None:
+        """Tell dispatchers of a task's row, if it is ready, or planned: they sleep until the next planned time that they know."""
+        if row["status"] in ("pending", "scheduled"):
+            self.announcer.announce(row["queue"], row["lane"])
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    service: Service = request.app.state.service
+    return service
+
+
+async def _serving(request: Request) -> Service:
+    return service_of(request)
+
+
+#: A call's parameter. The dependency is a coroutine: FastAPI would run a plain function on a thread.
+Serving = Annotated[Service, Depends(_serving)]
+
+
+def caller_of(request: Request) -> Caller | None:
+    """Whose key came with the request; None where no keys are asked for."""
+    caller: Caller | None = request.scope.get(CALLER)
+    return caller
+
+
+def namespace_of(request: Request) -> str:
+    """The namespace that a request's reads and writes are bound to."""
+    caller = caller_of(request)
+    return caller.namespace if caller else NAMESPACE
+
+
+async def _namespace(request: Request) -> str:
+    return namespace_of(request)
+
+
+Namespace = Annotated[str, Depends(_namespace)]
