@@ -1,0 +1,89 @@
+"""What is installed, as the service tells it."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+from httpx2 import AsyncClient
+
+from taskyard.plugins import Registry
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_task_types_tell_schemas_defaults_and_plugin(client: AsyncClient) -> None:
+    items = (await client.get("/task-types")).json()["items"]
+    assert [item["type"] for item in items] == ["anything", "breaks", "pages.fetch", "shapes.draw"]
+    fetch = (await client.get("/task-types/pages.fetch")).json()
+    assert fetch == items[2]
+    assert fetch["description"] == "Fetch a page and say how large it is."
+    assert (fetch["plugin"], fetch["lane"]) == ("sample", "async")
+    assert fetch["defaults"] == {"queue": "io", "priority": 6, "timeout": 30.0, "max_attempts": 5}
+    jsonschema.validate({"url": "http://x"}, fetch["payload_schema"])
+    jsonschema.validate({"size": 1}, fetch["result_schema"])
+
+
+async def test_an_unknown_task_type_is_a_404_with_the_nearest(client: AsyncClient) -> None:
+    answer = await client.get("/task-types/pages.fetsh")
+    assert answer.status_code == 404
+    assert "'pages.fetch'" in answer.json()["detail"]
+
+
+async def test_plugins_tell_their_state_and_why_they_failed(client: AsyncClient) -> None:
+    broken, sample = (await client.get("/plugins")).json()["items"]
+    assert (broken["state"], broken["reason"]) == ("failed", "ImportError: no module named 'nowhere'")
+    assert (sample["state"], sample["version"], sample["notifiers"]) == ("enabled", "1.0", ["pigeon"])
+    assert sample["task_types"] == ["anything", "breaks", "pages.fetch", "shapes.draw"]
+
+
+async def test_notifiers_tell_their_options_and_routes(client: AsyncClient) -> None:
+    [pigeon] = (await client.get("/notifiers")).json()["items"]
+    assert (pigeon["name"], pigeon["plugin"], pigeon["description"], pigeon["routes"]) == ("pigeon", "sample", "Send a pigeon.", ["all ends"])
+    assert "loft" in pigeon["options_schema"]["properties"]
+
+
+async def test_openapi_shows_each_payload_in_a_union_by_type(client: AsyncClient) -> None:
+    document = (await client.get("http://test/openapi.json")).json()
+    assert document["openapi"].startswith("3.1")
+    schemas = document["components"]["schemas"]
+    body = document["paths"]["/api/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/TaskIn"}
+    mapping = schemas["TaskIn"]["discriminator"]["mapping"]
+    assert list(mapping) == ["anything", "breaks", "pages.fetch", "shapes.draw"]
+    validator = jsonschema.Draft202012Validator({**document, "$ref": mapping["pages.fetch"]})
+    validator.validate({"type": "pages.fetch", "payload": {"url": "http://x"}, "priority": None})
+    assert not validator.is_valid({"type": "pages.fetch", "payload": {"depth": 1}})
+    assert not validator.is_valid({"type": "other", "payload": {"url": "http://x"}})
+
+
+async def test_examples_in_openapi_are_true(client: AsyncClient, registry: Registry) -> None:
+    schemas = (await client.get("http://test/openapi.json")).json()["components"]["schemas"]
+    assert "examples" not in schemas["Submit.breaks"], "nothing that its validator takes"
+    for type_ in registry.handlers.keys() - {"breaks"}:
+        [example] = schemas[f"Submit.{type_}"]["examples"]
+        assert (await client.post("/tasks", json=example)).status_code == 201
+
+
+async def test_openapi_documents_only_canonical_paths_and_every_problem(client: AsyncClient) -> None:
+    document = (await client.get("http://test/openapi.json")).json()
+    paths = document["paths"]
+    assert all(path.startswith(("/api/v1/", "/health/", "/metrics")) and not path.endswith("/") for path in paths)
+    for path, calls in paths.items():
+        for call in calls.values():
+            problems = {status: answer for status, answer in call["responses"].items() if status >= "400"}
+            if path.startswith("/api"):
+                assert {"422", "500", "503"} <= set(problems)
+                assert all(list(answer["content"]) == ["application/problem+json"] for answer in problems.values())
+    for reference in _references(document):
+        assert reference.rpartition("/")[2] in document["components"]["schemas"], reference
+
+
+def _references(value: object) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [found for item in value.values() for found in _references(item)]
+    return [found for item in value for found in _references(item)] if isinstance(value, list) else []
+
+
+async def test_a_service_without_plugins_still_documents_itself(client: AsyncClient) -> None:
+    assert (await client.get("http://test/docs")).status_code == 200

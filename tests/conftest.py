@@ -1,0 +1,152 @@
+"""Real parts for every test: an embedded PostgreSQL and Redis everywhere, and the servers on their default ports too.
+
+A test that takes ``database_url`` runs once for each PostgreSQL, and one that takes ``broker_url`` once for each broker. The
+servers at 127.0.0.1:5432 and :5672 take part where they answer; with TASKYARD_TEST_SERVERS=required (as in CI) a server
+that does not answer is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Engine, create_engine, make_url
+
+from taskyard.settings import BrokerSettings, DatabaseSettings, Settings
+from tests.databases import cloned
+
+SERVER_POSTGRES = "postgresql://postgres@127.0.0.1:5432/postgres"
+SERVER_RABBITMQ = "amqp://guest:guest@127.0.0.1:5672//"
+REQUIRED = os.environ.get("TASKYARD_TEST_SERVERS") == "required"
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _kinds(port: int) -> list[str]:
+    return ["embedded", "server"] if REQUIRED or _answers(port) else ["embedded"]
+
+
+#: What takes longest comes first: files are dealt out whole, and the last ones should be short.
+LONGEST = (
+    "test_chaos.py",
+    "test_workers.py",
+    "test_up.py",
+    "test_outages.py",
+    "test_oddities.py",
+    "test_promises.py",
+    "test_machine.py",
+    "test_runs.py",
+    "test_bad_notifiers.py",
+    "test_role_logs.py",
+    "test_broker_limits.py",
+    "test_travelling_together.py",
+    "test_graceful_stop.py",
+    "test_claims_of_sleepers.py",
+    "test_metrics.py",
+    "test_cli_service.py",
+    "test_notifications.py",
+    "test_ground.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """How the run ended, for .ci/once_more.py."""
+    if not hasattr(session.config, "workerinput") and (cache := session.config.cache):
+        cache.set("taskyard/status", int(exitstatus))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = set(metafunc.fixturenames)
+    postgres, brokers = _kinds(5432), _kinds(5672)
+    # What does not depend on which servers there are is tried on one kind: on those that production has, where they answer.
+    first = -1 if metafunc.definition.get_closest_marker("one_pair") else 0
+    if {"postgres_kind", "broker_kind"} <= names:
+        # Whole systems run on two pairs, not on four: embedded with embedded, server with server.
+        pairs = sorted({(kind, kind) for kind in postgres} & {(kind, kind) for kind in brokers})[first:]
+        metafunc.parametrize(("postgres_kind", "broker_kind"), pairs, scope="session", ids=[pair[0] for pair in pairs])
+        return
+    if "postgres_kind" in metafunc.fixturenames:
+        metafunc.parametrize("postgres_kind", postgres[first:], scope="session", ids=lambda k: f"pg-{k}")
+    if "broker_kind" in metafunc.fixturenames:
+        metafunc.parametrize("broker_kind", brokers[first:], scope="session", ids=lambda k: f"mq-{k}")
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Path]:
+    """A folder whose path is short enough for unix sockets (107 bytes)."""
+    with tempfile.TemporaryDirectory(prefix="ty-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_kind: str, short_tmp: Path) -> Iterator[str]:
+    """A PostgreSQL whose user may create databases."""
+    if postgres_kind == "server":
+        yield SERVER_POSTGRES
+        return
+    from taskyard.embedded import start_postgres
+
+    server = start_postgres(short_tmp / f"pg-{os.getpid()}")
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str) -> Iterator[str]:
+    """The name of a migrated database that each test clones."""
+    from taskyard_migrations.runner import upgrade
+
+    with cloned(postgres_url) as url:
+        upgrade(url)
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A fresh migrated database of this test's own."""
+    with cloned(postgres_url, template) as url:
+        yield url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
+    yield made
+    made.dispose()
+
+
+@pytest.fixture(scope="session")
+def broker_url(broker_kind: str, short_tmp: Path) -> Iterator[str]:
+    """A Celery broker URL. Tests share the broker: give each its own ``prefix``."""
+    if broker_kind == "server":
+        yield SERVER_RABBITMQ
+        return
+    from taskyard.embedded import start_broker
+
+    server = start_broker(short_tmp / f"mq-{os.getpid()}")
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def settings(database_url: str, broker_url: str) -> Settings:
+    """Settings for one test's whole system: its own database, its own queues on the shared broker."""
+    return Settings(
+        database=DatabaseSettings(url=SecretStr(database_url)),
+        broker=BrokerSettings(url=SecretStr(broker_url), prefix=f"t{uuid.uuid4().hex[:10]}"),
+    )

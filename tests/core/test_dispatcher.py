@@ -1,0 +1,326 @@
+"""The real dispatcher and publisher on real brokers, with no worker: what it hands over, and what it finds again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+from kombu import Connection
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from taskyard import lifecycle
+from taskyard.channels import announce
+from taskyard.dispatch import dispatcher
+from taskyard.dispatch.app import broker_queue, broker_url, create_celery, delivery_queue, is_amqp
+from taskyard.dispatch.dispatcher import Dispatcher
+from taskyard.dispatch.publisher import Publisher, QueueSilent
+from taskyard.settings import Route, Settings
+from tests.broker import forget
+from tests.stack import until
+
+from .life import Life
+
+LINES = (("default", "sync"), ("default", "async"), ("io", "sync"))
+CLOSED_PORT = SecretStr("amqp://guest:guest@127.0.0.1:1//")
+
+
+class Counting(Publisher):
+    """The publisher, which also counts how often the broker is asked."""
+
+    asked = 0
+
+    def depth(self, queue: str, lane: str) -> int:
+        self.asked += 1
+        return super().depth(queue, lane)
+
+
+@dataclass
+class Yard:
+    """Dispatchers on one database and broker, and a look into both."""
+
+    settings: Settings
+    life: Life
+    connection: Connection
+    publishers: list[Counting] = field(default_factory=list)
+
+    @contextmanager
+    def dispatcher(self, broker: SecretStr | None = None, **dispatch: Any) -> Iterator[Dispatcher]:
+        """A dispatcher that runs in a thread; its settings' dispatch section with changes."""
+        changed = self.settings.dispatch.model_copy(update={"tick": 0.2} | dispatch)
+        settings = self.settings.model_copy(update={"dispatch": changed})
+        if broker is not None:
+            settings = settings.model_copy(update={"broker": settings.broker.model_copy(update={"url": broker})})
+        publisher = Counting(create_celery(settings), settings.broker)
+        self.publishers.append(publisher)
+        loop = Dispatcher(settings, self.life.engine, publisher)
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        try:
+            yield loop
+        finally:
+            loop.stop()
+            thread.join(20)
+            assert not thread.is_alive()
+
+    def depth(self, queue: str = "default", lane: str = "sync") -> int:
+        publisher = Publisher(create_celery(self.settings), self.settings.broker)
+        try:
+            return publisher.depth(queue, lane)
+        finally:
+            publisher.close()
+
+    def take(self, queue: str = "default", lane: str = "sync", limit: int = 1000) -> list[str]:
+        """The task ids that wait in a broker queue, in its order; they are gone after."""
+        return self._take(broker_queue(self.settings.broker, queue, lane), limit)
+
+    def take_deliveries(self) -> list[str]:
+        return self._take(delivery_queue(self.settings.broker), 1000)
+
+    def _take(self, queue: Any, limit: int) -> list[str]:
+        found: list[str] = []
+        with self.connection.channel() as channel:
+            bound = queue.bind(channel)
+            bound.declare()
+            while len(found) < limit and (message := bound.get()) is not None:
+                message.ack()
+                assert message.payload[0] == [[message.headers["id"]]] or message.headers["task"] == "taskyard.deliver"
+                found.append(message.headers["id"])
+        return found
+
+    def delete_queue(self, queue: str, lane: str) -> None:
+        with self.connection.channel() as channel:
+            broker_queue(self.settings.broker, queue, lane).bind(channel).delete()
+
+    def announce(self, queue: str = "default", lane: str = "sync") -> None:
+        with self.life.engine.begin() as connection:
+            announce(connection, [(queue, lane)])
+
+    def statuses(self, tasks: list[UUID]) -> list[str]:
+        return [self.life.status(task) for task in tasks]
+
+    def all_queued(self, tasks: list[UUID]) -> Callable[[], bool]:
+        return lambda: set(self.statuses(tasks)) == {"queued"}
+
+
+@pytest.fixture
+def yard(settings: Settings, engine: Engine) -> Iterator[Yard]:
+    with Connection(broker_url(settings.broker)) as connection:
+        yield Yard(settings, Life(engine), connection)
+    forget(broker_url(settings.broker), settings.broker.prefix, {queue for queue, _ in LINES})
+
+
+def ids(tasks: list[UUID]) -> list[str]:
+    return [str(task) for task in tasks]
+
+
+def test_the_window_is_kept_and_filled_again_in_order_of_priority(yard: Yard) -> None:
+    tasks = {priority: [yard.life.submit(priority=priority) for _ in range(2)] for priority in (0, 9, 5)}
+    line = ids(tasks[9] + tasks[5] + tasks[0])
+    with yard.dispatcher(window=3):
+        until(lambda: yard.depth() == 3)
+        assert yard.take(limit=1) == line[:1]
+        until(lambda: yard.depth() == 3)
+        assert yard.take(limit=3) == line[1:4]
+        until(lambda: yard.depth() == 2)
+        assert yard.take() == line[4:]
+    assert yard.take() == []
+
+
+def test_each_lane_and_queue_has_a_window_of_its_own(yard: Yard) -> None:
+    tasks = {line: [yard.life.submit(queue=line[0], lane=line[1]) for _ in range(3)] for line in LINES}
+    with yard.dispatcher(window=2):
+        for line in LINES:
+            until(lambda line=line: yard.depth(*line) == 2)  # type: ignore[misc]  # a lambda with a default
+    for line in LINES:
+        assert yard.take(*line) == ids(tasks[line][:2])
+
+
+def test_a_notification_wakes_it(yard: Yard) -> None:
+    with yard.dispatcher(tick=600.0):
+        first = yard.life.submit()
+        until(lambda: yard.life.column("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'taskyard-listener'"))
+        yard.announce()
+        until(yard.all_queued([first]))
+        second = yard.life.submit(lane="async")
+        yard.announce(lane="async")
+        until(yard.all_queued([second]))
+
+
+def test_a_planned_task_is_dispatched_when_it_is_due(yard: Yard) -> None:
+    with yard.dispatcher(tick=600.0):
+        until(lambda: yard.life.column("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'taskyard-listener'"))
+        task, later = yard.life.submit(delay=0.5), yard.life.submit(delay=3600.0)
+        yard.announce()
+        until(yard.all_queued([task]))
+        assert yard.life.row(task)["queued_at"] >= yard.life.row(task)["run_at"]
+        assert yard.life.status(later) == "scheduled"
+
+
+def test_a_lost_message_is_sent_again(yard: Yard) -> None:
+    tasks = [yard.life.submit() for _ in range(3)]
+    with yard.dispatcher(sweep_after=0.5):
+        until(lambda: yard.depth() == 3)
+        assert yard.take() == ids(tasks)
+        until(lambda: yard.depth() == 3)
+    assert yard.take() == ids(tasks)
+
+
+def test_a_paused_queue_is_not_dispatched_until_it_is_resumed(yard: Yard) -> None:
+    yard.life.pause("default")
+    paused, other = yard.life.submit(), yard.life.submit(queue="io")
+    with yard.dispatcher():
+        until(yard.all_queued([other]))
+        yard.announce()
+        assert yard.life.status(paused) == "pending"
+        yard.life.execute("UPDATE queues SET paused_at = NULL")
+        yard.announce()
+        until(yard.all_queued([paused]))
+    assert yard.take() == ids([paused])
+
+
+def test_a_queue_that_was_deleted_behind_its_back_is_declared_anew(yard: Yard) -> None:
+    with yard.dispatcher(tick=600.0):
+        until(lambda: yard.life.column("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'taskyard-listener'"))
+        before = yard.life.submit()
+        yard.announce()
+        until(lambda: yard.depth() == 1)
+        yard.delete_queue("default", "sync")
+        after = yard.life.submit()
+        yard.announce()
+        until(yard.all_queued([before, after]))
+        if is_amqp(yard.settings.broker):
+            until(lambda: yard.depth() == 1)
+            assert yard.take() == ids([after])
+
+
+def test_without_a_broker_tasks_wait_in_line_and_nothing_spins(yard: Yard) -> None:
+    tasks = [yard.life.submit(), yard.life.submit(queue="io")]
+    with yard.dispatcher(broker=CLOSED_PORT):
+        until(lambda: yard.publishers[0].asked >= 3)
+        for _ in range(50):
+            yard.announce()
+        assert yard.publishers[0].asked <= 5
+        assert yard.statuses(tasks) == ["pending", "pending"]
+    with yard.dispatcher():
+        until(yard.all_queued(tasks))
+    assert (yard.take(), yard.take("io")) == (ids(tasks[:1]), ids(tasks[1:]))
+
+
+def test_what_the_broker_did_not_take_goes_back_in_line(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [yard.life.submit() for _ in range(3)]
+    sent: list[str] = []
+    send = Publisher._send
+
+    def breaks_once(self: Publisher, name: str, target: Any, ids_: list[Any], **options: Any) -> None:
+        if len(sent) == 1:
+            sent.append("broken")
+            raise ConnectionResetError
+        send(self, name, target, ids_, **options)
+        sent.append(ids_[0])
+
+    monkeypatch.setattr(Publisher, "_send", breaks_once)
+    with yard.dispatcher():
+        until(lambda: yard.depth() == 3)
+    assert sent == [str(tasks[0]), "broken", str(tasks[1]), str(tasks[2])]
+    assert yard.take() == ids(tasks)
+
+
+def test_two_dispatchers_publish_each_task_once(yard: Yard) -> None:
+    tasks = [yard.life.submit(priority=n % 10) for n in range(200)]
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(yard.dispatcher())
+        until(yard.all_queued(tasks))
+    assert sorted(yard.take()) == sorted(ids(tasks))
+
+
+def test_two_dispatchers_fill_no_more_than_a_window_each(yard: Yard) -> None:
+    """Each knows only its own part of what is on its way. What is too much stays as short as there are dispatchers."""
+    for _ in range(500):
+        yard.life.submit()
+    most = 0
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(yard.dispatcher(window=50))
+        while not all(publisher.asked >= 10 for publisher in yard.publishers):
+            most = max(most, len(yard.life.column("SELECT 1 FROM tasks WHERE status = 'queued'")))
+    print(f"\nat most {most} queued, with a window of 50")
+    assert 50 <= most <= 100
+
+
+def test_a_crowd_that_is_due_at_once_is_moved_by_many_commits_and_does_not_hold_up_the_dispatch(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    late, due = [[yard.life.submit(delay=60.0) for _ in range(25)] for _ in range(2)]
+    yard.life.execute("UPDATE tasks SET expires_at = now(), next_run_at = now() + interval '1 day' WHERE id = ANY (:ids)", ids=late)
+    yard.life.execute("UPDATE tasks SET next_run_at = now() WHERE id = ANY (:ids)", ids=due)
+    monkeypatch.setattr(dispatcher, "BATCH", 10)
+    monkeypatch.setattr(dispatcher, "BATCHES", 2)
+    publisher = Counting(create_celery(yard.settings), yard.settings.broker)
+    loop = Dispatcher(yard.settings, yard.life.engine, publisher)
+    assert loop.tick() == 0, "there is more: the next tick comes at once"
+    assert (yard.statuses(late).count("expired"), yard.statuses(due).count("queued")) == (20, 20)
+    assert loop.tick() > 0
+    assert (yard.statuses(late).count("expired"), yard.statuses(due).count("scheduled")) == (25, 0)
+    loop.stop()
+    loop.run()  # It has nothing left to do but to close what is open.
+
+
+def test_a_queue_that_refuses_messages_holds_up_no_other(yard: Yard) -> None:
+    if not is_amqp(yard.settings.broker):
+        pytest.skip("Redis refuses nothing")
+    refused = broker_queue(yard.settings.broker, "default", "sync").name
+    with yard.connection.channel() as channel:
+        channel.queue_declare(refused, durable=True, auto_delete=False, arguments={"x-queue-type": "classic"})
+    stuck, other = yard.life.submit(), yard.life.submit(queue="io")
+    with yard.dispatcher():
+        until(yard.all_queued([other]))
+        assert yard.life.status(stuck) == "pending"
+
+
+def test_notifications_have_a_window_too_and_routes_come_from_the_settings(yard: Yard) -> None:
+    yard.settings = yard.settings.model_copy(update={"routes": (Route(name="all", notifier="log", events=("task.submitted",)),)})
+    with yard.dispatcher(window=2):
+        until(lambda: yard.life.column("SELECT name FROM routes") == ["all"])
+        for _ in range(3):
+            yard.life.submit(delay=3600.0)
+        taken: list[str] = []
+
+        def all_taken() -> bool:
+            taken.extend(yard.take_deliveries())
+            return len(taken) == 3
+
+        until(all_taken)
+    assert sorted(taken) == [f"delivery-{id_}" for id_ in yard.life.column("SELECT id FROM deliveries ORDER BY id")]
+
+
+def test_silent_workers_are_reaped_and_expired_tasks_ended(yard: Yard) -> None:
+    lost = yard.life.running(yard.life.worker(silent=60))
+    expired = yard.life.submit(expires_at="2001-01-01T00:00:00Z")
+    with yard.dispatcher(worker_silence=0.5):
+        until(lambda: yard.statuses([lost, expired]) == ["queued", "expired"])
+    assert yard.take() == ids([lost])
+
+
+def test_a_queue_that_confirms_nothing_is_given_up_and_then_replaced(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_celery(yard.settings)
+    publisher = Publisher(app, yard.settings.broker)
+    hint = [[lifecycle.Hint(yard.life.submit(), "t.echo", 5)]]
+    publisher.publish("default", "sync", hint)
+
+    def unconfirmed(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app, "send_task", unconfirmed)
+        for _ in range(2):
+            with pytest.raises(QueueSilent):
+                publisher.publish("default", "sync", hint)
+    publisher.publish("default", "sync", hint)
+    publisher.close()
+    # What was in the old queue is gone with it: a hint, which is sent again when it is missed.
+    assert len(yard.take()) == (1 if is_amqp(yard.settings.broker) else 2)

@@ -1,0 +1,109 @@
+"""The plugins that the pages show work when they are copied."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from taskyard import Context, Handler, Notifier
+from taskyard.notifiers import check_notifier
+from taskyard.testing import make_event, run_handler, run_notifier
+
+from .markdown import ROOT, blocks
+
+AUTHORS = ROOT / "docs" / "plugin-authors.md"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip has installed the plugin of the README, and one of the guide's parts."""
+    source, target = tmp_path_factory.mktemp("words"), tmp_path_factory.mktemp("site")
+    pyproject = blocks(ROOT / "README.md", "toml")[0]
+    (source / "words.py").write_text(blocks(ROOT / "README.md", "python")[0])
+    (source / "pyproject.toml").write_text(pyproject)
+    _install(source, target)
+    guide = tmp_path_factory.mktemp("guide")
+    parts = [block for block in blocks(AUTHORS, "python") if "taskyard.testing" not in block]
+    hook = "from taskyard import hookimpl\n\n\n@hookimpl\ndef taskyard_handlers():\n    return [make]\n"
+    (guide / "guide.py").write_text("\n\n".join([*parts, hook]))
+    (guide / "pyproject.toml").write_text(pyproject.replace("words", "guide"))
+    _install(guide, target)
+    return target
+
+
+def _install(source: Path, target: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target), str(source)]
+    subprocess.run(pip, check=True, capture_output=True)
+
+
+def _run(installed: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    return subprocess.run([sys.executable, "-m", *arguments], env=environment, cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_readmes_plugin_has_about_twenty_lines() -> None:
+    assert len([line for line in blocks(ROOT / "README.md", "python")[0].splitlines() if line]) <= 20
+
+
+@pytest.mark.parametrize("name", ["words", "guide"])
+def test_the_plugins_that_the_pages_show_conform(installed: Path, tmp_path: Path, name: str) -> None:
+    checked = _run(installed, "taskyard", "plugins", "check", name, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_readmes_plugin_is_found(installed: Path, tmp_path: Path) -> None:
+    listed = json.loads(_run(installed, "taskyard", "plugins", "list", "--json", cwd=tmp_path).stdout)["items"]
+    assert [plugin["task_types"] for plugin in listed if plugin["name"] == "words"] == [["words.count"]]
+
+
+def test_the_tests_that_the_guide_shows_pass(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_words.py").write_text(blocks(AUTHORS, "python")[-1])
+    run = _run(installed, "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path)
+    assert "2 passed" in run.stdout, run.stdout + run.stderr
+
+
+def _module(tmp_path: Path, number: int) -> ModuleType:
+    """A Python block of the guide, imported."""
+    path = tmp_path / f"guide_{number}.py"
+    path.write_text(blocks(AUTHORS, "python")[number])
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_guides_handler_ends_as_it_says(tmp_path: Path) -> None:
+    make: Handler[object, object] = _module(tmp_path, 0).make
+    done = run_handler(make, {"month": "2026-01"})
+    assert (done.status, done.result, len(done.progress)) == ("succeeded", {"pages": 10}, 10)
+    assert run_handler(make, {"month": "2019-12"}).code == "too-early"
+    later = run_handler(make, {"month": "2026-01"}, attempt=4)
+    assert (later.status, later.delay) == ("scheduled", 3600)
+
+
+def test_the_guides_configuration_is_a_model(tmp_path: Path) -> None:
+    module = _module(tmp_path, 1)
+    assert module.taskyard_config()().endpoint
+
+
+def test_the_guides_notifier_sends(tmp_path: Path) -> None:
+    (file,) = _module(tmp_path, 2).taskyard_notifiers()
+    assert isinstance(check_notifier(file), Notifier)
+    run = run_notifier(file, {"path": str(tmp_path / "events")}, make_event("task.failed"))
+    assert (run.status, run.detail) == ("delivered", "written")
+    assert "task.failed" in (tmp_path / "events").read_text()
+
+
+def test_the_guide_names_what_a_context_has() -> None:
+    text = AUTHORS.read_text()
+    public = {name for name in dir(Context) if not name.startswith("_")} - {"cancel", "reporter", "submissions", "type"}
+    assert [name for name in sorted(public) if f"`{name}" not in text and f"ctx.{name}" not in text] == []

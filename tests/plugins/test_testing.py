@@ -1,0 +1,167 @@
+"""What plugin authors test with: it tells the outcome that a worker would record, and finds what a plugin lacks."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from taskyard import Context, InvalidInput, Retry, RetryLater, TaskFailed, handler
+from taskyard.testing import assert_plugin_conforms, check_plugin, make_event, run_handler
+
+
+class Add(BaseModel):
+    numbers: list[int] = Field(alias="n")
+    how: str = "plain"
+
+
+@handler("sum.add", retry=Retry(max_attempts=2, base=10))
+def add(payload: Add, ctx: Context) -> int:
+    """Add numbers, or end as the payload asks."""
+    ctx.raise_if_cancelled()
+    ctx.progress(0.5, "half")
+    ctx.submit("sum.next", {"from": ctx.attempt}, queue="later")
+    if payload.how == "later":
+        raise RetryLater(delay=7)
+    if payload.how == "fail":
+        raise TaskFailed("no", code="no")
+    if payload.how == "break":
+        raise KeyError("x")
+    return sum(payload.numbers)
+
+
+@handler("sum.wait")
+async def wait(payload: dict[str, Any]) -> Any:
+    """Wait until somebody ends it, or give back what came in."""
+    if not payload:
+        await asyncio.Event().wait()
+    return payload
+
+
+def test_a_success_has_result_progress_and_submissions() -> None:
+    run = run_handler(add, {"n": [1, 2]})
+    assert (run.status, run.result, run.progress) == ("succeeded", 3, [(0.5, "half")])
+    assert [(s.type, s.payload, s.options) for s in run.submissions] == [("sum.next", {"from": 1}, {"queue": "later"})]
+
+
+@pytest.mark.parametrize(
+    ("how", "attempt", "expected"),
+    [
+        ("later", 1, ("scheduled", "retry-later", 7)),
+        ("later", 2, ("failed", "retry-later", None)),
+        ("fail", 1, ("failed", "no", None)),
+        ("break", 1, ("scheduled", "KeyError", 10)),
+        ("break", 2, ("failed", "KeyError", None)),
+    ],
+)
+def test_a_run_that_did_not_succeed_tells_what_becomes_of_the_task(how: str, attempt: int, expected: tuple[Any, ...]) -> None:
+    run = run_handler(add, {"n": [], "how": how}, attempt=attempt)
+    assert (run.status, run.code, run.delay) == expected
+    assert run.submissions == []
+
+
+def test_a_cancelled_task_and_one_past_its_timeout_end_as_such() -> None:
+    assert run_handler(add, {"n": []}, cancelled=True).status == "cancelled"
+    assert run_handler(wait, {}, timeout=0.01).code == "timeout"
+
+
+def test_a_payload_is_refused_as_at_submission() -> None:
+    with pytest.raises(InvalidInput, match="/n/1") as caught:
+        run_handler(add, {"n": [1, "x"]})
+    assert caught.value.problems[0][0] == "/n/1"
+
+
+@handler("sum.lie")
+def lie(payload: dict[str, Any]) -> int:
+    """Give back something else than declared."""
+    return payload  # type: ignore[return-value]  # that is the test
+
+
+def test_a_result_of_another_type_than_declared_is_found() -> None:
+    assert run_handler(lie, {}).code == "invalid-result"
+
+
+def test_a_result_that_can_not_be_stored_is_found() -> None:
+    run = run_handler(wait, {"a": "\x00"})
+    assert (run.status, run.code) == ("failed", "invalid-result")
+    assert "/a" in str(run.error)
+
+
+def test_an_event_made_for_a_test_is_a_whole_cloudevent() -> None:
+    made = make_event("task.failed").to_cloudevent()
+    assert {"specversion", "id", "source", "type", "subject", "time"} <= set(made)
+    assert made["data"]["task"]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("http", {}), ("log", {}), ("webhook", {}), ("process", {}), ("process", {"commands": {"true": {"path": "/bin/true"}}})],
+)
+def test_the_plugins_that_ship_conform(name: str, options: dict[str, Any]) -> None:
+    assert_plugin_conforms(name, options)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Put a plugin's source on sys.path with the metadata of an installed distribution; answers its name."""
+
+    def put(source: str) -> str:
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "strange_plugin", raising=False)
+        (tmp_path / "strange_plugin.py").write_text("from taskyard import handler, hookimpl\nfrom pydantic import BaseModel\n" + dedent(source))
+        info = tmp_path / "strange-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[taskyard.plugins]\nstrange = strange_plugin\n")
+        return "strange"
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("raise RuntimeError('no licence')", "It is failed: RuntimeError: no licence"),
+        ("raise SystemExit(3)", "It is failed: SystemExit: 3"),
+        ("x = 1", "implements no hook"),
+        ("@hookimpl\ndef taskyard_handler(): return []", "unknown hook 'taskyard_handler'"),
+        ("@handler('a.b')\ndef f(p: dict): pass\n@hookimpl\ndef taskyard_handlers(): return [f]", "handler 'a.b': its function has no docstring"),
+        (
+            "def make():\n  @handler('a.b')\n  def f(p: dict):\n    'Do.'\n  return f\n@hookimpl\ndef taskyard_handlers(): return [make()]",
+            "make.<locals>.f can't be imported under that name; define it at module level",
+        ),
+        ("class C(BaseModel):\n  size: int = 1\n@hookimpl\ndef taskyard_config(): return C", "[plugins.strange]: 'size' has no description"),
+        ("class C(BaseModel):\n  size: int\n@hookimpl\ndef taskyard_config(): return C", "plugins.strange.size: "),
+        (
+            "class N:\n  name = 'Bad Name'\n  class Options(BaseModel):\n    to: str\n  def send(self, event, options, ctx): pass\n"
+            "@hookimpl\ndef taskyard_notifiers(): return [N]",
+            "notifier 'Bad Name': Options: 'to' has no description",
+        ),
+        (
+            "from collections.abc import Callable\nclass P(BaseModel):\n  call: Callable[[], int]\n@handler('a.b')\ndef f(p: P):\n  'Do.'\n"
+            "@hookimpl\ndef taskyard_handlers(): return [f]",
+            "handler 'a.b': payload: no JSON Schema can be built",
+        ),
+        (
+            "from pydantic import Field\nfrom typing import Annotated\n@handler('a.b')\n"
+            "def f(p: Annotated[dict, Field(json_schema_extra={'type': 'nonsense'})]):\n"
+            "  'Do.'\n@hookimpl\ndef taskyard_handlers(): return [f]",
+            "handler 'a.b': payload: its JSON Schema is not valid at $.type",
+        ),
+    ],
+)
+def test_what_a_plugin_lacks_is_told_in_a_sentence(install: Callable[[str], str], source: str, told: str) -> None:
+    problems = check_plugin(install(source))
+    assert any(told in problem for problem in problems), problems
+    with pytest.raises(AssertionError, match="does not conform"):
+        assert_plugin_conforms("strange")
+
+
+def test_a_plugin_that_is_not_installed_is_told_with_the_near_one() -> None:
+    assert check_plugin("htp") == ["No plugin 'htp' is installed. Did you mean 'http'?"]

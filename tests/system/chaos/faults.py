@@ -1,0 +1,251 @@
+"""The faults. Each is over when its method returns; what it set out to do and did not reach is recorded as missed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+import psutil
+from kombu import Connection, Consumer, Queue
+from pydantic import SecretStr
+
+from taskyard.dispatch.app import create_celery
+from taskyard.dispatch.publisher import BrokerAway, Publisher
+from taskyard.lifecycle import Hint
+from taskyard.settings import BrokerSettings, DatabaseSettings, Settings
+from tests.ground import Ground, delete, depth, purge
+
+from .clients import Pace
+from .database import Database
+from .plan import KILLED, OVERTAKEN, SERVERS, UNNOTICED, Fault, Plan
+from .records import Records
+from .roles import REACHED_WITHIN, Roles, reached, wait
+from .stops import WORKERS, Stops
+
+#: Times that queues are deleted, to have it unnoticed once. Most times it is.
+UNNOTICED_TRIES = 8
+
+
+class Faults:
+    """Everything that can be done to a run."""
+
+    def __init__(self, plan: Plan, ground: Ground, roles: Roles, database: Database, records: Records, pace: Pace) -> None:
+        self._plan = plan
+        self._pace = pace
+        self._ground = ground
+        self._roles = roles
+        self._database = database
+        self._records = records
+        self._stops = stops = Stops(roles, database, records)
+        self._kinds: dict[str, Callable[[Fault], bool]] = {
+            "broker restart": lambda _: self._restart(ground.broker.stop, ground.broker.start),
+            "broker kill -9": lambda _: self._restart(ground.broker.kill, ground.broker.start),
+            "PostgreSQL restart": lambda _: self._restart(ground.postgres.stop, ground.postgres.start),
+            "PostgreSQL backends terminated": lambda _: self._terminate_backends(),
+            "queues purged": lambda _: self._rob(lambda: purge(ground.broker.url, *roles.queues)),
+            "queues deleted": lambda _: self._rob(lambda: delete(ground.broker.url, *roles.queues)),
+            "messages stolen": lambda _: self._steal(),
+            "queues vanish": self._vanish,
+            "messages duplicated": lambda _: self._duplicate(),
+            "wires cut": lambda _: self._cut_wires(),
+            "wires hang": lambda _: self._hang_wires(),
+            KILLED: self._kill,
+            "SIGTERM": self._terminate,
+            "child kill -9": self._kill_child,
+            "SIGSTOP beyond the silence limit": stops.anywhere,
+            "stopped at": stops.at_failpoint,
+            OVERTAKEN: stops.overtaken,
+        }
+
+    def do(self, fault: Fault) -> None:
+        """Do it, and record when it began and ended."""
+        words = fault.kind.replace(" ", "_"), fault.detail.replace(" ", "+") or "-"
+        self._records.faults.write("began", fault.lane, *words)
+        done = self._kinds[fault.kind](fault)
+        # The next one finds a role at work, and not one that is starting.
+        if fault.lane in self._roles.names:
+            done = reached(lambda: self._roles.is_up(fault.lane), 2 * REACHED_WITHIN) and done
+        self._records.faults.write("done" if done else "missed", fault.lane, *words)
+
+    # --- servers ---
+
+    def _restart(self, end: Callable[[], None], start: Callable[[], None]) -> bool:
+        end()
+        start()
+        return True
+
+    def _terminate_backends(self) -> bool:
+        for _ in range(3):
+            self._database.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'taskyard-%'")
+            wait(0.3)
+        return True
+
+    def _rob(self, take: Callable[[], object]) -> bool:
+        """Take what is in the queues. The workers are halted first, so that something is."""
+        return reached(lambda: self._robbed(take))
+
+    def _robbed(self, take: Callable[[], object]) -> bool:
+        with self._stops.halted():
+            # They must not be given up for it. If nothing comes in this time, they work on, and it is tried again.
+            if not reached(lambda: self._count("status = 'queued'"), self._plan.silence / 2):
+                return False
+            with suppress(OSError, *_broker_errors(self._ground.broker.url)):
+                take()
+            return True
+
+    def _steal(self, seconds: float = 3.0) -> bool:
+        """A stranger consumes from the queues, until it has something that was for nobody else: its share of the messages is lost."""
+        stolen: list[Any] = []
+        began = time.monotonic()
+        with suppress(*_broker_errors(self._ground.broker.url)), Connection(self._ground.broker.url) as connection, connection.channel() as channel:
+            queues = [Queue(name, no_declare=True) for name in self._roles.queues]
+            with Consumer(channel, queues, on_message=stolen.append, no_ack=True):
+                while time.monotonic() < began + seconds or (not self._missed(stolen) and time.monotonic() < began + REACHED_WITHIN):
+                    with suppress(TimeoutError):
+                        connection.drain_events(timeout=0.2)
+        return bool(stolen)
+
+    def _missed(self, messages: list[Any]) -> bool:
+        """Does a task of these messages wait for one that will not come?"""
+        ids = [id_ for message in messages for id_ in message.payload[0][0] if isinstance(id_, str)]
+        return bool(self._count("id = ANY (CAST(:ids AS uuid[])) AND status = 'queued'", ids=ids))
+
+    def _vanish(self, fault: Fault) -> bool:
+        """Queues are deleted while they are empty, just before messages are sent to them: only what the broker answers tells of it.
+
+        A dispatcher that looks at the queues just then finds out by itself. With the guard left in, it always finds out.
+        """
+        tries = UNNOTICED_TRIES if fault.detail == UNNOTICED else 1
+        try:
+            vanished = False
+            while tries and not (vanished and self._are_gone()):
+                vanished, tries = reached(self._vanished), tries - 1
+            return vanished
+        finally:
+            self._pace.paused = False
+
+    def _vanished(self) -> bool:
+        self._pace.paused = True
+        if not reached(lambda: not self._count("status IN ('pending', 'queued')")):
+            return False
+        with self._stops.halted():
+            # What came meanwhile all the same, a retry say, is robbed.
+            began = time.time()
+            delete(self._ground.broker.url, self._roles.queues[-1])
+            if delete(self._ground.broker.url, *self._roles.queues[:-1]):
+                self._records.faults.write("began", SERVERS, "queues_deleted", "by+the+way", at=began)
+                self._records.faults.write("over", SERVERS, "queues_deleted", "by+the+way")
+            # RabbitMQ answers before the last of a quorum queue is gone, and until then a message to it is an internal error.
+            wait(0.3)
+            self._pace.paused = False
+            return reached(lambda: self._count("status = 'queued'") > 5, self._plan.silence / 2)
+
+    def _are_gone(self) -> bool:
+        """Is a queue still missing that tasks were sent to?"""
+        lanes = self._database.rows("SELECT DISTINCT queue, lane FROM tasks WHERE status = 'queued'")
+        return any(depth(self._ground.broker.url, f"{self._roles.prefix}.{row.queue}.{row.lane}") is None for row in lanes)
+
+    def _duplicate(self, seconds: float = 5.0) -> bool:
+        """Two more messages for each task that moves meanwhile, until one had ended; and forged and garbled ones."""
+        settings = Settings(
+            database=DatabaseSettings(url=SecretStr(self._ground.postgres.url)),
+            broker=BrokerSettings(url=SecretStr(self._ground.broker.url), prefix=self._roles.prefix),
+        )
+        publisher = Publisher(create_celery(settings), settings.broker)
+        began, seen, too_late = time.monotonic(), self._database.value("SELECT clock_timestamp()"), 0
+        while time.monotonic() < began + seconds or (not too_late and time.monotonic() < began + REACHED_WITHIN):
+            moved = self._database.rows(_MOVED, seen=seen)
+            for row in moved:
+                sent = self._publish(publisher, row.queue, row.lane, [row.id, row.id, uuid4()])
+                too_late += sent if row.ended else 0
+            seen = moved[-1].updated_at if moved else seen
+            wait(0.05)
+        publisher.close()
+        self._garble()
+        return too_late > 0
+
+    def _publish(self, publisher: Publisher, queue: str, lane: str, ids: list[UUID]) -> int:
+        try:
+            publisher.publish(queue, lane, [[Hint(id_, "chaos.copy", 5)] for id_ in ids])
+        except BrokerAway:
+            return 0
+        return len(ids)
+
+    def _garble(self) -> None:
+        """What no Taskyard has sent: not JSON, wrong arguments, unknown tasks, no headers."""
+        bodies: list[Any] = ["{", "null", '[["not-a-uuid"], {}, {}]', "[[[1, 2]], {}, {}]", '[[["\\u0000"]], {}, {}]', f'[[["{uuid4()}"]], {{}}, {{}}]']
+        headers: list[dict[str, Any]] = [{}, {"task": "taskyard.run", "id": "x"}, {"task": "os.system", "id": str(uuid4())}]
+        with suppress(OSError, *_broker_errors(self._ground.broker.url)), Connection(self._ground.broker.url) as connection:
+            producer = connection.Producer()
+            for queue in self._roles.queues:
+                for body in bodies:
+                    for header in headers:
+                        producer.publish(body, routing_key=queue, exchange="", headers=header, content_type="application/json", content_encoding="utf-8")
+
+    def _cut_wires(self) -> bool:
+        for _ in range(3):
+            self._ground.to_broker.cut()
+            wait(0.2)
+            self._ground.to_postgres.cut()
+            wait(0.2)
+        return True
+
+    def _hang_wires(self) -> bool:
+        """Nobody answers, and nobody hangs up. Longer than a confirm may take, shorter than the silence limit."""
+        self._ground.to_broker.hang()
+        self._ground.to_postgres.hang()
+        wait(self._plan.silence * 0.8)
+        self._ground.to_broker.heal()
+        self._ground.to_postgres.heal()
+        return True
+
+    # --- roles ---
+
+    def _terminate(self, fault: Fault) -> bool:
+        before = self._roles.ended[fault.lane]
+        self._roles.signal(fault.lane, signal.SIGTERM)
+        return reached(lambda: self._roles.ended[fault.lane] > before)
+
+    def _kill(self, fault: Fault) -> bool:
+        """SIGKILL, for a worker in the middle of a run; then the role ends by itself at each failpoint in turn, and is started again."""
+        at_work = fault.lane not in WORKERS or self._stops.at_work(fault.lane)
+        chance = random.Random(f"{self._plan.seed} {fault}")
+        self._roles.arm(fault.lane, {point: f"exit@{chance.randint(1, 3)}" for point in fault.detail.split()})
+        left = self._provoked(fault.lane)
+        while left and reached(lambda: self._provoked(fault.lane) < left):  # noqa: B023  # called before the next turn
+            left = len(self._roles.armed(fault.lane))
+        # What did not end the role itself, but a child of it, is still armed there.
+        if fault.detail:
+            self._roles.arm(fault.lane, {})
+        return at_work and not left
+
+    def _provoked(self, role: str) -> int:
+        """How many failpoints are left. Nothing is withdrawn while the broker takes everything, so for that its wire is cut."""
+        left = self._roles.armed(role)
+        if "withdraw.committed" in left:
+            self._ground.to_broker.cut()
+            wait(0.3)
+        return len(left)
+
+    def _count(self, where: str, **values: Any) -> int:
+        return int(self._database.value(f"SELECT count(*) FROM tasks WHERE {where}", **values))
+
+    def _kill_child(self, fault: Fault) -> bool:
+        if not reached(lambda: self._roles.handlers_of(fault.lane)):
+            return False
+        with suppress(psutil.NoSuchProcess):
+            random.Random(f"{self._plan.seed} {fault}").choice(self._roles.handlers_of(fault.lane)).kill()
+        return True
+
+
+_MOVED = "SELECT id, type, queue, lane, ended, updated_at FROM tasks WHERE updated_at > :seen ORDER BY updated_at LIMIT 500"
+
+
+def _broker_errors(url: str) -> tuple[type[Exception], ...]:
+    connection = Connection(url)
+    return (*connection.connection_errors, *connection.channel_errors)

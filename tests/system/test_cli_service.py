@@ -1,0 +1,249 @@
+"""`taskyard submit` and `taskyard tasks` against the real REST service."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from taskyard import lifecycle
+from taskyard.plugins import load_plugins
+from taskyard.settings import DatabaseSettings, Settings
+from taskyard_api.app import create_app
+
+pytestmark = pytest.mark.one_pair
+
+PAYLOAD = json.dumps({"url": "https://example.com/"})
+QUEUE = "default"
+
+
+@pytest.fixture
+def url(database_url: str) -> Iterator[str]:
+    """The REST service on a port of its own."""
+    app = create_app(Settings(database=DatabaseSettings(url=SecretStr(database_url))), load_plugins())
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(30)
+
+
+class Client:
+    """Runs `taskyard` against one service."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+        self.environment = {"PATH": os.environ["PATH"], "TASKYARD_URL": url}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "taskyard", *arguments]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a failed test left."""
+        for process in self.started:
+            process.kill()
+            process.communicate()
+
+    def __call__(self, *arguments: str, code: int = 0, stdin: str = "") -> tuple[str, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(stdin, timeout=60)
+        assert process.returncode == code, out + err
+        return out, err
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self(*arguments, "--json")[0])
+
+    def submit(self, *options: str) -> dict[str, Any]:
+        task: dict[str, Any] = self.json("submit", "http.request", "--payload", PAYLOAD, *options)
+        return task
+
+
+@pytest.fixture
+def client(url: str, tmp_path: Path) -> Iterator[Client]:
+    made = Client(url, tmp_path)
+    yield made
+    made.close()
+
+
+def run(engine: Engine, id_: str, outcome: Any) -> None:
+    """Be the dispatcher and the worker of one task."""
+    worker = uuid4()
+    with engine.begin() as connection:
+        lifecycle.register_worker(connection, worker, "w", [QUEUE], {})
+        lifecycle.dispatch(connection, QUEUE, "async", 10, 60)
+        (row,) = lifecycle.claim(connection, worker, QUEUE, "async", [UUID(id_)], ["http.request"], 1)
+        lifecycle.finish(connection, [lifecycle.Finished(row["id"], row["fence"], outcome, result='{"status": 200}')], 3)
+
+
+def wait_until_submitted(client: Client) -> str:
+    """The id of the task that another process submits."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if items := client.json("tasks", "list")["items"]:
+            return str(items[0]["id"])
+    raise AssertionError("no task was submitted")
+
+
+def test_submit_takes_every_option_and_tells_the_task(client: Client) -> None:
+    task = client.submit(
+        "--priority", "9", "--queue", "io", "--delay", "60", "--timeout", "5", "--tag", "a", "--tag", "b", "--metadata", '{"k": 1}', "--max-attempts", "2"
+    )
+    told = {name: task[name] for name in ("type", "status", "priority", "queue", "timeout", "tags", "metadata", "max_attempts")}
+    assert told == {
+        "type": "http.request",
+        "status": "scheduled",
+        "priority": 9,
+        "queue": "io",
+        "timeout": 5,
+        "tags": ["a", "b"],
+        "metadata": {"k": 1},
+        "max_attempts": 2,
+    }
+    later = client.submit("--run-at", "2040-01-31T12:00:00+0100", "--expires-at", "2041-01-31T12:00:00", "--unique-key", "one")
+    assert later["run_at"].startswith("2040-01-31T11:00:00")
+    _, err = client("submit", "http.request", "--payload", PAYLOAD, "--unique-key", "one", code=1)
+    assert later["id"] in err
+
+
+def test_a_time_that_is_none_is_wrong_use(client: Client) -> None:
+    _, err = client("submit", "http.request", "--run-at", "tomorrow", code=2)
+    assert "2030-01-31T12:00:00" in err
+
+
+def test_the_payload_may_come_from_a_file_or_standard_input(client: Client) -> None:
+    (client.folder / "payload.json").write_text(PAYLOAD)
+    out, _ = client("submit", "http.request", "--payload", "@payload.json")
+    assert "https://example.com/" in out
+    client("submit", "http.request", "--payload", "@-", stdin=PAYLOAD)
+    out, _ = client("submit", "http.request", "--payload", "-", stdin=PAYLOAD)
+    assert "pending" in out
+
+
+def test_a_problem_is_told_with_each_place_and_the_near_type(client: Client) -> None:
+    _, err = client("submit", "http.request", "--payload", '{"url": 3, "nonsense": 1}', code=1)
+    assert "/payload/url" in err
+    assert "/payload/nonsense" in err
+    _, err = client("submit", "http.reqest", code=1)
+    assert "http.request" in err
+    _, err = client("tasks", "show", str(uuid4()), code=1)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("payload", ['{"url": "\\ud800"}', '{"url": NaN}', '{"url": "\\u0000"}', "[]"])
+def test_a_payload_that_the_service_refuses_is_told_without_a_trace(client: Client, payload: str) -> None:
+    _, err = client("submit", "http.request", "--payload", payload, code=1)
+    assert "Traceback" not in err
+    assert "The request" in err
+
+
+def test_submit_can_wait_for_success(client: Client, engine: Engine) -> None:
+    waiting = client.start("submit", "http.request", "--payload", PAYLOAD, "--wait", "--json")
+    run(engine, wait_until_submitted(client), "succeeded")
+    out, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 0, err
+    assert (json.loads(out)["status"], json.loads(out)["result"]) == ("succeeded", {"status": 200})
+
+
+def test_waiting_for_a_task_that_is_cancelled_ends_with_1(client: Client) -> None:
+    waiting = client.start("submit", "http.request", "--payload", PAYLOAD, "--wait")
+    client("tasks", "cancel", wait_until_submitted(client))
+    out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, "cancelled" in out) == (1, True), err
+
+
+def test_tasks_are_listed_with_filters_page_by_page(client: Client) -> None:
+    ids = [client.submit("--tag", tag)["id"] for tag in ("a", "a", "b")]
+    assert [task["id"] for task in client.json("tasks", "list")["items"]] == ids[::-1]
+    assert [task["id"] for task in client.json("tasks", "list", "--tag", "a", "--status", "pending")["items"]] == [ids[1], ids[0]]
+    out, err = client("tasks", "list", "--limit", "2")
+    header, *rows = out.splitlines()
+    assert header.split() == ["ID", "TYPE", "STATUS", "QUEUE", "PRIO", "CREATED"]
+    assert [row.split()[0] for row in rows] == [ids[2], ids[1]]
+    rest = client.json("tasks", "list", "--limit", "2", "--cursor", err.split()[-1])
+    assert [task["id"] for task in rest["items"]] == [ids[0]]
+
+
+def test_tasks_are_moved_by_the_verbs(client: Client) -> None:
+    first, second = client.submit()["id"], client.submit()["id"]
+    for verb, status in (("hold", "held"), ("release", "pending"), ("cancel", "cancelled"), ("retry", "pending")):
+        moved = client.json("tasks", verb, first, second)["items"]
+        assert [(task["id"], task["status"]) for task in moved] == [(first, status), (second, status)]
+    _, err = client("tasks", "release", first, code=1)
+    assert "pending" in err
+
+
+def test_show_tells_a_task_and_its_history(client: Client, engine: Engine) -> None:
+    id_ = client.submit()["id"]
+    run(engine, id_, "succeeded")
+    out, _ = client("tasks", "show", id_)
+    for word in ("https://example.com/", "succeeded", "task.submitted", "task.started", "task.succeeded"):
+        assert word in out
+    shown = client.json("tasks", "show", id_)
+    assert [event["type"] for event in shown["events"]] == ["task.submitted", "task.started", "task.succeeded"]
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("succeeded", 0), ("failed", 1)])
+def test_watch_tells_each_event_once_until_the_end(client: Client, engine: Engine, outcome: str, code: int) -> None:
+    id_ = client.submit()["id"]
+    watching = client.start("tasks", "watch", id_, "--json")
+    assert watching.stdout is not None
+    first = json.loads(watching.stdout.readline())
+    run(engine, id_, outcome)
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == code, err
+    assert [first["type"], *(json.loads(line)["type"] for line in out.splitlines())] == ["task.submitted", "task.started", f"task.{outcome}"]
+
+
+def test_what_a_client_submitted_can_not_drive_the_terminal(client: Client) -> None:
+    client.submit("--tag", "\x1b[31mred")
+    id_ = client.json("tasks", "list")["items"][0]["id"]
+    out, _ = client("tasks", "show", id_)
+    assert "\x1b" not in out
+    assert r"\x1b[31mred" in out
+
+
+def test_a_submission_may_be_repeated_by_its_key_or_only_be_checked(client: Client) -> None:
+    first, again = client.submit("--idempotency-key", "k"), client.submit("--idempotency-key", "k")
+    assert first["id"] == again["id"]
+    assert "id" not in client.submit("--validate-only")
+    assert len(client.json("tasks", "list")["items"]) == 1
+
+
+def test_all_that_a_filter_finds_are_moved_at_once(client: Client) -> None:
+    for tag in ("a", "a", "b"):
+        client.submit("--tag", tag)
+    assert client.json("tasks", "cancel", "--filter", "tag=a", "--filter", "priority=5", "--dry-run") == {"matched": 2, "changed": 0}
+    _, err = client("tasks", "hold", "--filter", "tag=a")
+    assert "2 found, 2 changed." in err
+    assert len(client.json("tasks", "list", "--status", "held")["items"]) == 2
+    _, err = client("tasks", "hold", "--filter", "statsu=held", code=1)
+    assert "'status'" in err
+    for wrong in ([], ["--filter", "tag"], ["some-id", "--filter", "tag=a"], ["some-id", "--dry-run"]):
+        client("tasks", "hold", *wrong, code=2)
+
+
+def test_show_tells_where_a_waiting_task_stands(client: Client) -> None:
+    tasks = [client.submit() for _ in range(3)]
+    _, err = client("tasks", "show", tasks[2]["id"])
+    assert "In line: 3. Estimated start: unknown." in err
+    assert client.json("tasks", "show", tasks[0]["id"])["position"] == 1

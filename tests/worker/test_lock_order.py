@@ -1,0 +1,89 @@
+"""A worker that was silent and comes back while it is being reaped: both end, and neither is asked to try again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+import uuid_utils.compat as uuid7
+from sqlalchemy import Engine, text
+
+from taskyard import lifecycle
+from taskyard.lifecycle import Finished, NewTask
+from taskyard.metrics import Tally
+from taskyard.settings import Settings
+from taskyard_worker.ledger import Call, Claim, Finish, Ledger, Request
+
+NOBODY = cast("asyncio.Future[Any]", None)
+
+
+def _running_and_queued(engine: Engine, worker: UUID) -> tuple[UUID, UUID]:
+    """A task that a silent worker runs, and one that is queued."""
+    task, other = (NewTask(uuid7.uuid7(), "t.echo", {}, queue, "sync", 5, 60.0, 3) for queue in ("default", "other"))
+    with engine.begin() as connection:
+        lifecycle.register_worker(connection, worker, "w", ["default"], {})
+        lifecycle.submit(connection, [task, other])
+        for queue in ("default", "other"):
+            lifecycle.dispatch(connection, queue, "sync", 1, 30)
+        assert lifecycle.claim(connection, worker, "default", "sync", [task.id], ["t.echo"], 60)
+        connection.execute(text("UPDATE workers SET beat_at = now() - interval '1 minute'"))
+    return task.id, other.id
+
+
+def _finish(task: UUID, *_: UUID) -> Request:
+    return Finish(NOBODY, [Finished(task, 1, "succeeded")], {})
+
+
+def _claim(_task: UUID, other: UUID, _: UUID) -> Request:
+    return Claim(NOBODY, "other", "sync", [other])
+
+
+def _beat(_task: UUID, _other: UUID, worker: UUID) -> Request:
+    return Call(NOBODY, partial(lifecycle.beat, worker=worker))
+
+
+def _progress(task: UUID, *_: UUID) -> Request:
+    return Call(NOBODY, partial(lifecycle.progress, said={(task, 1): {"fraction": 0.5}}))
+
+
+def _await_lock(engine: Engine, waiter: Future[Any]) -> None:
+    with engine.connect() as connection:
+        waits = text("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+        while not connection.execute(waits).scalar():
+            assert not waiter.done(), waiter.result()
+            connection.rollback()
+
+
+@pytest.mark.parametrize(
+    "says",
+    [[_finish, _claim], [_finish, _beat], [_progress, _beat], [_finish, _progress, _claim, _beat]],
+    ids=["finish and claim", "finish and beat", "progress and beat", "all"],
+)
+@pytest.mark.parametrize("uncertain", [False, True])
+def test_a_worker_that_comes_back_waits_for_its_reap(engine: Engine, says: list[Callable[[UUID, UUID, UUID], Request]], uncertain: bool) -> None:
+    worker = uuid7.uuid7()
+    task, other = _running_and_queued(engine, worker)
+    ledger = Ledger(engine, Settings(), worker, ["t.echo"], Tally())
+    ledger._uncertain = uncertain
+
+    def come_back() -> list[Any]:
+        with engine.begin() as connection:
+            return [value for _, value in ledger._perform(connection, [say(task, other, worker) for say in says]).by_request]
+
+    with engine.connect() as reaping, ThreadPoolExecutor(1) as pool:
+        silent = list(reaping.execute(lifecycle._SILENT, {"silence": 15}).scalars())
+        assert silent == [worker]
+        back = pool.submit(come_back)
+        _await_lock(engine, back)
+        reaped = reaping.execute(lifecycle._REAP, {"workers": silent, "max_lost": 3}).mappings().all()
+        reaping.commit()
+        assert [row["id"] for row in reaped] == [task]
+        assert not any(back.result(20)), "its claim finds nothing, its beat and its writes come too late"
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT id, status, lost FROM tasks")).all()
+    assert {tuple(row) for row in rows} == {(task, "pending", 1), (other, "queued", 0)}

@@ -1,0 +1,123 @@
+"""What happens to a handler, from its task's claim to its end: the real worker and dispatcher as processes."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from tests.stack import Stack, until
+
+
+def test_a_sync_task_succeeds_with_its_result_and_history(stack: Stack) -> None:
+    task = stack.submit("t.echo", {"word": "hello"})
+    row = stack.wait(task)
+    assert row["status"] == "succeeded"
+    assert row["result"] == {"word": "hello"}
+    assert (row["attempt"], row["fence"], row["worker_id"], row["error"]) == (1, 1, None, None)
+    assert stack.events(task) == ["task.submitted", "task.started", "task.succeeded"]
+
+
+def test_an_async_task_on_a_queue_that_only_its_handler_names_succeeds(stack: Stack) -> None:
+    row = stack.wait(stack.submit("t.aecho", {"word": "wave"}))
+    assert (row["status"], row["queue"], row["lane"], row["result"]) == ("succeeded", "io", "async", {"word": "wave"})
+
+
+def test_an_error_is_retried_by_the_policy_and_then_fails_with_its_cause(stack: Stack) -> None:
+    task = stack.submit("t.fail")
+    row = stack.wait(task)
+    assert (row["status"], row["attempt"], row["error"]["code"], row["error"]["message"]) == ("failed", 2, "ValueError", "as it must")
+    assert "as it must" in row["error"]["traceback"]
+    assert stack.events(task) == ["task.submitted", "task.started", "task.retrying", "task.started", "task.failed"]
+
+
+def test_a_handler_may_ask_to_run_later_until_it_succeeds(stack: Stack) -> None:
+    row = stack.wait(stack.submit("t.flaky"))
+    assert (row["status"], row["attempt"], row["result"]) == ("succeeded", 3, 3)
+
+
+def test_task_failed_is_not_retried_and_keeps_code_and_details(stack: Stack) -> None:
+    row = stack.wait(stack.submit("t.refuse", max_attempts=5))
+    assert (row["status"], row["attempt"]) == ("failed", 1)
+    assert row["error"] == {"code": "refused", "message": "no", "hint": "stop asking"}
+
+
+@pytest.mark.one_pair
+@pytest.mark.parametrize("type_", ["t.spin", "t.deaf", "t.aspin", "t.astubborn"])
+def test_a_timeout_really_ends_a_handler_and_the_worker_goes_on(stack: Stack, type_: str) -> None:
+    row = stack.wait(stack.submit(type_), seconds=10)
+    assert (row["status"], row["error"]["code"]) == ("failed", "timeout")
+    assert stack.wait(stack.submit("t.echo"))["status"] == "succeeded"
+    assert stack.wait(stack.submit("t.aecho"))["status"] == "succeeded"
+
+
+@pytest.mark.one_pair
+def test_a_timeout_ends_what_the_handler_started_too(stack: Stack) -> None:
+    task = stack.submit("t.grandchild", {"word": "orphan"})
+    assert stack.wait(task)["error"]["code"] == "timeout"
+    pid = int(stack.witnessed("grandchild")[-1][2])
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 10, "the grandchild's end")
+
+
+def test_a_task_that_kills_its_process_is_run_again_and_then_fails_as_worker_lost(stack: Stack) -> None:
+    task = stack.submit("t.die")
+    row = stack.wait(task)
+    assert (row["status"], row["error"]["code"], row["lost"], row["attempt"]) == ("failed", "worker-lost", 4, 1)
+    assert stack.events(task).count("task.lost") == 3
+    assert [line[3] for line in stack.witnessed("die", task)] == ["1", "2", "3", "4"], "each run has a fence of its own"
+
+
+@pytest.mark.one_pair
+@pytest.mark.parametrize(("type_", "seconds"), [("t.asleep", 1.0), ("t.sleep", 5.0), ("t.spin", 5.0)])
+def test_cancel_ends_a_running_handler_within_its_grace(stack: Stack, type_: str, seconds: float) -> None:
+    payload = {} if type_ == "t.spin" else {"seconds": 50}
+    task = stack.submit(type_, payload, timeout=60)
+    stack.wait(task, "running")
+    stack.cancel(task)
+    row = stack.wait(task)
+    assert row["status"] == "cancelled"
+    assert (row["finished_at"] - row["cancel_requested_at"]).total_seconds() <= seconds
+    assert stack.events(task) == ["task.submitted", "task.started", "task.cancel_requested", "task.cancelled"]
+
+
+def test_progress_is_written_while_a_task_runs(stack: Stack) -> None:
+    task = stack.submit("t.steps")
+    until(lambda: (stack.task(task)["progress"] or {}).get("message") == "at 0.25")
+    row = stack.wait(task)
+    assert row["progress"] == {"fraction": 1.0, "message": "at 1.0"}
+    assert row["result"] == {"config": None, "deadline": "True"}
+    assert "task.progress" in stack.events(task)
+
+
+def test_children_are_submitted_with_the_success_of_their_parent(stack: Stack) -> None:
+    parent = stack.submit("t.parent", {"word": "kid"})
+    ids = stack.wait(parent)["result"]
+    for id_ in ids:
+        row = stack.wait(id_)
+        assert (row["status"], row["parent_id"], row["priority"]) == ("succeeded", parent, 7)
+
+
+@pytest.mark.parametrize(("type_", "code"), [("t.nul", "invalid-result"), ("t.large", "result-too-large")])
+def test_a_result_that_cannot_be_kept_fails_its_task_and_no_other(stack: Stack, type_: str, code: str) -> None:
+    good = stack.submit("t.echo", {"word": "beside"})
+    row = stack.wait(stack.submit(type_))
+    assert (row["status"], row["error"]["code"]) == ("failed", code)
+    assert stack.wait(good)["status"] == "succeeded"
+
+
+def test_a_thousand_async_sleeps_run_at_once(stack: Stack) -> None:
+    tasks = stack.submit_all([("t.asleep", {"seconds": 1, "word": "crowd"}, {})] * 1000)
+    for task in tasks:
+        assert stack.wait(task, seconds=60)["status"] == "succeeded"
+    at_once = stack.value(
+        """SELECT max(n) FROM (SELECT count(*) AS n FROM tasks a JOIN tasks b
+        ON b.started_at <= a.started_at AND b.finished_at > a.started_at WHERE a.id = ANY (:ids) AND b.id = ANY (:ids) GROUP BY a.id) x""",
+        ids=tasks,
+    )
+    assert at_once > 100, "they overlap: a pool of two processes would run two at a time"
+
+
+@pytest.mark.one_pair
+def test_plugins_may_observe_what_ran(stack: Stack) -> None:
+    task = stack.submit("t.echo", {"word": "seen"})
+    stack.wait(task)
+    until(lambda: stack.witnessed("observed", "task.succeeded", task))
