@@ -160,6 +160,7 @@ class TaskTypeOut(Out):
     """A task type that can be submitted."""
 
     type: str
+    aliases: list[str] = Field(description="Names that it had before, which are taken as well.")
     description: str
     plugin: str
     lane: Literal["sync", "async"]

@@ -77,13 +77,14 @@ def _submissions(registry: Registry) -> dict[str, Schema]:
     schemas = {f"Payload.{name}": schema for name, schema in definitions.items()}
     for handler in handlers:
         schemas[f"Submit.{handler.type}"] = _submission(handler, envelope, payloads[(handler.type, "validation")], definitions)
-    mapping = {handler.type: f"#/components/schemas/Submit.{handler.type}" for handler in handlers}
-    union = {"title": "TaskIn", "oneOf": [{"$ref": ref} for ref in mapping.values()], "discriminator": {"propertyName": "type", "mapping": mapping}}
+    mapping = {name: f"#/components/schemas/Submit.{handler.type}" for handler in handlers for name in handler.names}
+    one_of = [{"$ref": ref} for ref in dict.fromkeys(mapping.values())]
+    union = {"title": "TaskIn", "oneOf": one_of, "discriminator": {"propertyName": "type", "mapping": mapping}}
     return {**schemas, "TaskIn": union}
 
 
 def _submission(handler: Handler[Any, Any], envelope: Schema, payload: Schema, definitions: dict[str, Schema]) -> Schema:
-    properties = {**envelope["properties"], "type": {"type": "string", "const": handler.type}, "payload": payload}
+    properties = {**envelope["properties"], "type": _type_schema(handler), "payload": payload}
     schema = {**envelope, "title": f"Submit.{handler.type}", "description": handler.description, "properties": properties}
     try:
         example = _example(payload, definitions)
@@ -92,6 +93,12 @@ def _submission(handler: Handler[Any, Any], envelope: Schema, payload: Schema, d
         # A schema may refer to itself, and a validator raise anything: then there is no example, and all others' schemas are there.
         return schema
     return {**schema, "examples": [{"type": handler.type, "payload": example}]}
+
+
+def _type_schema(handler: Handler[Any, Any]) -> Schema:
+    if not handler.aliases:
+        return {"type": "string", "const": handler.type}
+    return {"type": "string", "enum": list(handler.names), "description": f"`{handler.type}`; its older names are taken as well."}
 
 
 def _example(schema: Schema, definitions: dict[str, Schema]) -> Any:

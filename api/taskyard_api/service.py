@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Concatenate, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
@@ -12,6 +13,7 @@ from taskyard import failpoints, gauges, keys, metrics, readiness
 from taskyard.keys import Caller
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
+from taskyard.queries import TaskFilters
 from taskyard.settings import Settings
 from taskyard_api.announcer import Announcer
 from taskyard_api.database import Database
@@ -80,6 +82,10 @@ class Service:
             return done
 
         return await self.write(noted)
+
+    def widened(self, filters: TaskFilters) -> TaskFilters:
+        """The same filters; a type finds what was stored under its older names too."""
+        return replace(filters, type=self.registry.stored_as(filters.type))
 
     def submitted(self, row: RowMapping) -> None:
         """A task is new, and committed: count it, and tell dispatchers."""

@@ -8,7 +8,7 @@ import math
 import random
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,6 +22,8 @@ from taskyard.storable import find_unstorable_json, storable_text
 
 P = TypeVar("P")
 R = TypeVar("R")
+#: From a stored payload, as JSON, to one of today's shape, as JSON.
+Upgrade = Callable[[Any], Any]
 
 #: Characters of a progress message.
 MAX_MESSAGE = 1000
@@ -153,6 +155,8 @@ class Handler(Generic[P, R]):
     wants_context: bool
     bundle: int | None = None
     plugin: str = ""
+    aliases: tuple[str, ...] = ()
+    upgrade: Upgrade | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -161,6 +165,11 @@ class Handler(Generic[P, R]):
     def lane(self) -> str:
         """``async`` runs as a coroutine among many; ``sync`` has a process to itself."""
         return "async" if self.is_async else "sync"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that it answers to: its type, and the ones that it had before."""
+        return (self.type, *self.aliases)
 
     def owned_by(self, plugin: str) -> Handler[P, R]:
         """The same handler, marked with the plugin that brought it."""
@@ -198,6 +207,8 @@ def handler(
     queue: str = "default",
     priority: int = 5,
     bundle: int | None = None,
+    aliases: Iterable[str] = (),
+    upgrade: Upgrade | None = None,
 ) -> Callable[[Callable[..., Any]], Handler[Any, Any]]:
     """Declare a function as the handler of a task type.
 
@@ -207,11 +218,20 @@ def handler(
     Short tasks travel through the broker together, as their measured time allows; ``bundle`` is a bound on how many, and 1
     turns it off.
 
+    ``aliases`` are names that the type had before: tasks under them are taken and run as well. ``upgrade`` brings a stored payload of an
+    older shape into today's: see :mod:`taskyard.upgrades`.
+
     Raises:
         InvalidHandler: a name, number or annotation is not as expected.
     """
-    if not TYPE_PATTERN.fullmatch(type) or len(type) > 200:
-        raise InvalidHandler(f"@handler({type!r}): a task type is dotted lower-case words, such as 'pages.fetch'")
+    aliases = (aliases,) if isinstance(aliases, str) else tuple(aliases)
+    for name in (type, *aliases):
+        if not TYPE_PATTERN.fullmatch(name) or len(name) > 200:
+            raise InvalidHandler(f"@handler({name!r}): a task type is dotted lower-case words, such as 'pages.fetch'")
+    if len({type, *aliases}) != 1 + len(aliases):
+        raise InvalidHandler(f"@handler({type!r}, aliases={list(aliases)}): expected each name once, and not the type's own")
+    if upgrade is not None and (not callable(upgrade) or asyncio.iscoroutinefunction(upgrade)):
+        raise InvalidHandler(f"@handler({type!r}, upgrade={upgrade!r}): expected a function, not a coroutine, from a stored payload to one of today's shape")
     if not QUEUE_PATTERN.fullmatch(queue):
         raise InvalidHandler(f"@handler({type!r}, queue={queue!r}): a queue is lower-case letters, digits, - and _")
     if not 0 <= priority <= 9:
@@ -239,6 +259,8 @@ def handler(
             is_async=asyncio.iscoroutinefunction(function),
             wants_context=wants_context,
             bundle=bundle,
+            aliases=aliases,
+            upgrade=upgrade,
         )
 
     return declare

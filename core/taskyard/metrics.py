@@ -96,7 +96,7 @@ class Tally:
     def of(cls, registry: Registry, queues: Iterable[str] = ()) -> Tally:
         """A tally that knows what is installed."""
         declared = {handler.queue for handler in registry.handlers.values()}
-        return cls(registry.handlers, {*declared, *queues}, registry.notifiers)
+        return cls(registry.names, {*declared, *queues}, registry.notifiers)
 
     def count(self, metric: Metric, *values: str, by: float = 1.0) -> None:
         """Add to a counter. ``values`` are its labels' values, in their order."""

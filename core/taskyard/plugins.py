@@ -48,12 +48,16 @@ class Registry:
         self.plugins = sorted(plugins, key=lambda p: p.name)
         self.hook = manager.hook
         self.handlers: dict[str, Handler[Any, Any]] = {}
+        #: The handlers by each name that they answer to.
+        self.names: dict[str, Handler[Any, Any]] = {}
         self.notifiers: dict[str, Notifier] = {}
         self._owner: dict[str, Plugin] = {}
         for plugin in self.plugins:
             for handler in plugin.handlers:
-                self._claim(f"task type {handler.type!r}", plugin)
                 self.handlers[handler.type] = handler
+                for name in handler.names:
+                    self._claim(f"task type {name!r}", plugin)
+                    self.names[name] = handler
             for notifier in plugin.notifiers:
                 self._claim(f"notifier {notifier.name!r}", plugin)
                 self.notifiers[notifier.name] = notifier
@@ -67,15 +71,19 @@ class Registry:
         self._owner[what] = plugin
 
     def handler(self, type_: str) -> Handler[Any, Any]:
-        """The handler of a task type.
+        """The handler of a task type, under any name that it answers to.
 
         Raises:
             UnknownTaskType: with near matches.
         """
         try:
-            return self.handlers[type_]
+            return self.names[type_]
         except KeyError:
-            raise UnknownTaskType(type_, difflib.get_close_matches(type_, self.handlers, n=3, cutoff=0.6)) from None
+            raise UnknownTaskType(type_, difflib.get_close_matches(type_, self.names, n=3, cutoff=0.6)) from None
+
+    def stored_as(self, types: Iterable[str]) -> tuple[str, ...]:
+        """The names under which tasks of these types may be stored: a type's own and its aliases. An alias stands for itself alone."""
+        return tuple(sorted({name for type_ in types for name in (self.handlers[type_].names if type_ in self.handlers else (type_,))}))
 
     def config_of(self, handler: Handler[Any, Any]) -> BaseModel | None:
         """The configuration of the plugin that brought a handler."""
@@ -159,7 +167,7 @@ def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.
             plugin.handlers += [_check_handler(h, plugin.name) for h in group]
         for group in hooks("taskyard_notifiers", others)(config=plugin.config):
             plugin.notifiers += [_check_options(check_notifier(n)) for n in group]
-        _refuse_twins("task type", [h.type for h in plugin.handlers])
+        _refuse_twins("task type", [name for h in plugin.handlers for name in h.names])
         _refuse_twins("notifier", [n.name for n in plugin.notifiers])
     except (Exception, SystemExit) as error:
         plugin.state, plugin.reason = "failed", f"{type(error).__name__}: {storable_text(error)}"

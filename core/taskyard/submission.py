@@ -162,7 +162,8 @@ def _payload_problems(handler: Handler[Any, Any], payload: Any) -> list[tuple[st
 def _with_defaults(task: TaskIn, handler: Handler[Any, Any], namespace: str, id: UUID, parent_id: UUID | None) -> NewTask:
     return NewTask(
         id=id,
-        type=handler.type,
+        # As it was sent, also if that is an alias: while versions are mixed, it is the one name that all workers know.
+        type=task.type,
         payload=task.payload,
         queue=handler.queue if task.queue is None else task.queue,
         lane=handler.lane,

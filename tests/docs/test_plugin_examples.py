@@ -103,6 +103,13 @@ def test_the_guides_notifier_sends(tmp_path: Path) -> None:
     assert "task.failed" in (tmp_path / "events").read_text()
 
 
+def test_the_guides_next_version_reads_what_the_first_one_stored(tmp_path: Path) -> None:
+    send: Handler[object, object] = _module(tmp_path, 3).send_letter
+    assert send.names == ("letters.send", "mail.send")
+    assert run_handler(send, {"to": "ann"}, stored=True).result == 1
+    assert run_handler(send, {"too": "ann"}, stored=True).code == "upgrade-failed"
+
+
 def test_the_guide_names_what_a_context_has() -> None:
     text = AUTHORS.read_text()
     public = {name for name in dir(Context) if not name.startswith("_")} - {"cancel", "reporter", "submissions", "type"}

@@ -159,7 +159,7 @@ class SyncChild:
 
     def _run(self, job: Job) -> Report:
         report: Report = {}
-        handler = self._registry.handlers[job["type"]]
+        handler = self._registry.names[job["type"]]
         self._interrupted = False
         self._context = context = runs.make_context(job, self._registry, handler, self)
         if self._cancelled == self._key:
@@ -172,7 +172,7 @@ class SyncChild:
                 return not_ours()
             try:
                 self._interruptible = True
-                value = handler.function(*arguments)
+                value = runs.call_here(handler, arguments)
             finally:
                 self._interruptible = False
             failpoints.hit("handler.returned")
@@ -253,7 +253,7 @@ class AsyncChild:
         key = job["key"]
         context = None
         if job["kind"] == "task":
-            handler = self._registry.handlers[job["type"]]
+            handler = self._registry.names[job["type"]]
             context = runs.make_context(job, self._registry, handler, _Reporter(self._writer, key))
         task = asyncio.get_running_loop().create_task(self._run(job, context))
         self._running[key] = task, context
@@ -288,11 +288,11 @@ class AsyncChild:
             if context is None:
                 report.update(await self._deliver(job))
             else:
-                handler = self._registry.handlers[job["type"]]
+                handler = self._registry.names[job["type"]]
                 arguments = runs.arguments(job, handler, context)
                 if lease.is_over(job):
                     return not_ours()
-                value = await handler.function(*arguments)
+                value = await runs.call_in_loop(handler, arguments)
                 failpoints.hit("handler.returned")
                 runs.record_success(report, handler, value, context, self._registry, self._settings, job["namespace"])
         self._origin.end_copies()

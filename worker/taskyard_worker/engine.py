@@ -143,12 +143,12 @@ class Engine:
         self._stop_asked = asyncio.Event()
         self._registered = asyncio.Event()
         tally = Tally.of(self._registry, self._queues)
-        self._ledger = Ledger(self._database, self._settings, uuid7.uuid7(), list(self._registry.handlers), tally)
+        self._ledger = Ledger(self._database, self._settings, uuid7.uuid7(), list(self._registry.names), tally)
         self._nursery = Nursery(self._on_processes_lost)
         await self._nursery.start()
         self._lease = Lease(self._settings.dispatch.worker_silence)
         self._beat_now = asyncio.Event()
-        self._pace = Pace(self._registry.handlers, self._beat_now.set)
+        self._pace = Pace(self._registry.names, self._beat_now.set)
         # Notifiers and observers have a process of their own, which is there once it is needed: none of them can hold up a handler.
         tellers = Shared(self._nursery)
         self._runner = Runner(self._settings, self._registry, self._ledger, self._nursery, self._lease, self._processes, self._pace, tellers)
@@ -283,4 +283,4 @@ class Engine:
     async def _register(self) -> None:
         slots = {"sync": self._processes, "async": self._settings.worker.async_slots}
         await self._ledger.call(lambda connection: lifecycle.register_worker(connection, self._ledger.worker, self._name, self._queues, slots))
-        log.info("worker.ready", worker=str(self._ledger.worker), name=self._name, queues=self._queues, types=sorted(self._registry.handlers), **slots)
+        log.info("worker.ready", worker=str(self._ledger.worker), name=self._name, queues=self._queues, types=sorted(self._registry.names), **slots)

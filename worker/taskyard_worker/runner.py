@@ -246,7 +246,7 @@ class Runner:
             asyncio.get_running_loop().call_soon(run.reported, unstarted("worker stopping"))
 
     def _new(self, row: RowMapping, child: Child, on_ended: Callable[[str], None]) -> Run:
-        key, handler = self._nursery.next_key(), self._registry.handlers[row["type"]]
+        key, handler = self._nursery.next_key(), self._registry.names[row["type"]]
         job = _job(row, key, self._lease.ends_at)
         run = Run(self, key, row["id"], row["fence"], row["attempt"], row["timeout"], handler, job, child, on_ended)
         self._runs[run.id] = run
@@ -292,7 +292,7 @@ class Runner:
         if run.batch is not None:
             report = run.batch.judge(report)
         if report and report["outcome"] != "unstarted" and "seconds" in report:
-            self._pace.add(run.handler.type, report["seconds"])
+            self._pace.add(run.job["type"], report["seconds"])
         failpoints.hit("run.ended")
         # The record is asked for before the slot is free: it goes to Postgres with the claim that follows, or before it.
         if not self._over:
@@ -324,7 +324,7 @@ class Runner:
                 # A line for each success is a sixth of the worker's time under load. Postgres has them all.
                 if row["status"] != "succeeded" or self._tells_all:
                     tell = log.debug if row["status"] == "succeeded" else log.info
-                    tell(row["event"], status=row["status"], task_id=str(run.id), type=run.handler.type, attempt=run.attempt, fence=run.fence)
+                    tell(row["event"], status=row["status"], task_id=str(run.id), type=run.job["type"], attempt=run.attempt, fence=run.fence)
                 if self._observed:
                     await self._tell_observers(run, row)
 

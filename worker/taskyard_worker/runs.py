@@ -25,6 +25,7 @@ from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
 from taskyard.plugins import Registry, route_options
 from taskyard.settings import Settings
 from taskyard.storable import find_unstorable, from_json, storable_text, to_json
+from taskyard.upgrades import read_payload
 
 log = structlog.get_logger(__name__)
 
@@ -68,10 +69,20 @@ def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], repor
 
 
 def arguments(job: Job, handler: Handler[Any, Any], context: Context) -> tuple[Any, ...]:
-    """What the handler's function is called with. Raises pydantic.ValidationError: the stored payload is not valid any more."""
+    """What the handler's function is called with. Raises what :func:`taskyard.upgrades.read_payload` does."""
     # By JSON's rules, as when it was submitted: in strict models they differ from Python's.
-    payload = handler.payload.validate_json(job["payload"])
+    payload = read_payload(handler, job["payload"])
     return (payload, context) if handler.wants_context else (payload,)
+
+
+def call_here(handler: Handler[Any, Any], arguments: tuple[Any, ...]) -> Any:
+    """Call a handler in a process of its own. An async one is there if the task was stored by a version whose handler was not."""
+    return asyncio.run(handler.function(*arguments)) if handler.is_async else handler.function(*arguments)
+
+
+async def call_in_loop(handler: Handler[Any, Any], arguments: tuple[Any, ...]) -> Any:
+    """Call a handler among many. A sync one is there if the task was stored by a version whose handler was async; it must not block the others."""
+    return await (handler.function(*arguments) if handler.is_async else asyncio.to_thread(handler.function, *arguments))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ async def act_on_tasks(request: Request, service: Serving, namespace: Namespace)
     not touched. With `dry_run` nothing is changed.
     """
     asked = read_action(await json_object(request))
-    filters, verb = action_filters(asked["filter"]), asked["action"]
+    filters, verb = service.widened(action_filters(asked["filter"])), asked["action"]
     matched = changed = 0
     last = None
     while page := await service.read(queries.matching, namespace, filters, PAGE, last):

@@ -20,6 +20,7 @@ router = APIRouter(tags=["catalogue"])
 def _task_type(handler: Handler[Any, Any]) -> TaskTypeOut:
     return TaskTypeOut(
         type=handler.type,
+        aliases=list(handler.aliases),
         description=handler.description,
         plugin=handler.plugin,
         lane="async" if handler.is_async else "sync",
@@ -38,11 +39,11 @@ async def list_task_types(service: Serving) -> TaskTypes:
 
 @router.get("/task-types/{type}", responses=problems(404))
 async def get_task_type(service: Serving, type: str) -> TaskTypeOut:
-    """Look at one task type."""
-    handlers = service.registry.handlers
-    if type not in handlers:
-        raise NotFound(f"No installed plugin brings the task type {type[:200]!r}.{nearest(type, handlers)}")
-    return _task_type(handlers[type])
+    """Look at one task type, under any name that it answers to."""
+    names = service.registry.names
+    if type not in names:
+        raise NotFound(f"No installed plugin brings the task type {type[:200]!r}.{nearest(type, names)}")
+    return _task_type(names[type])
 
 
 @router.get("/plugins", responses=problems())

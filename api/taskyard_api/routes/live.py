@@ -31,7 +31,7 @@ async def stream_events(
 ) -> Response:
     """Follow what happens to all tasks that the filters let through, live. Nothing is left out and nothing comes twice, also after a
     reconnect with `Last-Event-ID`."""
-    filters, after = query.filters(), await _number(service, last_event_id)
+    filters, after = service.widened(query.filters()), await _number(service, last_event_id)
     service.feed.admit()
     return EventStream(service.feed.stream(Asked(lambda row: feed.is_wanted(row, namespace, filters), _check(request), after, namespace)))
 

@@ -25,7 +25,7 @@ UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client h
 @router.get("/tasks", response_model=TaskPage, responses=problems())
 async def list_tasks(service: Serving, namespace: Namespace, query: Annotated[TaskQuery, Query()]) -> Response:
     """List tasks, newest first."""
-    return answer(TASK_PAGE, await service.read(queries.list_tasks, namespace, query.filters(), query.limit, query.cursor))
+    return answer(TASK_PAGE, await service.read(queries.list_tasks, namespace, service.widened(query.filters()), query.limit, query.cursor))
 
 
 @router.get("/tasks/{task_id}", response_model=TaskOut, responses=problems(404) | UNCHANGED)

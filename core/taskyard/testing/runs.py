@@ -19,6 +19,7 @@ from taskyard.errors import InvalidInput, RetryLater, TaskCancelled, TaskFailed
 from taskyard.handlers import Context, Handler, Submission
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check_notifier
 from taskyard.storable import escape_pointer
+from taskyard.upgrades import read_payload
 
 Progress = tuple[float | None, str | None]
 
@@ -76,6 +77,7 @@ def run_handler(
     metadata: Mapping[str, Any] | None = None,
     timeout: float | None = None,
     cancelled: bool = False,
+    stored: bool = False,
     on_progress: Callable[[float | None, str | None], None] | None = None,
 ) -> HandlerRun:
     """Run a handler once, sync or async, and tell how it ended. Must not be called from a running event loop.
@@ -83,7 +85,8 @@ def run_handler(
     ``payload`` is JSON-able or a model; it is validated as at submission. ``fence`` is the attempt unless it is given; a run
     again after a lost one has the same attempt and a higher fence. ``timeout`` (seconds) overrides the handler's; it
     ends async handlers only, because a sync one runs in this thread. ``cancelled=True`` runs a task that was already asked
-    to stop. ``on_progress`` is called with each progress report.
+    to stop. ``stored=True`` reads the payload as a worker reads one that was stored long ago: through the handler's ``upgrade``, if
+    it does not fit. ``on_progress`` is called with each progress report.
 
     Raises:
         InvalidInput: the payload does not fit; carries pointers.
@@ -104,16 +107,23 @@ def run_handler(
     )
     if cancelled:
         ctx.cancel()
-    run = _outcome(handler, _validated(handler, payload), ctx, seconds)
+    try:
+        given = read_payload(handler, _as_text(payload)) if stored else _validated(handler, payload)
+    except TaskFailed as error:
+        return HandlerRun("failed", error=error, code=error.code)
+    run = _outcome(handler, given, ctx, seconds)
     run.progress = recorder.seen
     return run
 
 
+def _as_text(payload: Any) -> str:
+    return payload.model_dump_json(by_alias=True) if isinstance(payload, BaseModel) else json.dumps(payload)
+
+
 def _validated(handler: Handler[Any, Any], payload: Any) -> Any:
     """Through JSON text, as in a worker: a payload that passes here passes there."""
-    text = payload.model_dump_json(by_alias=True) if isinstance(payload, BaseModel) else json.dumps(payload)
     try:
-        return handler.payload.validate_json(text)
+        return handler.payload.validate_json(_as_text(payload))
     except ValidationError as error:
         problems = [("".join(f"/{escape_pointer(str(part))}" for part in p["loc"]), p["msg"]) for p in error.errors(include_url=False)]
         told = "; ".join(f"{pointer or 'the payload'}: {what}" for pointer, what in problems)

@@ -1,0 +1,62 @@
+"""Stored payloads, read by the handler of today: one of an older shape passes through the handler's ``upgrade``.
+
+A payload is stored as it was sent, and may wait for longer than a version of its plugin lives. So a worker reads it by the model that it
+has now. Where that refuses it, and the handler declares an ``upgrade``, that function gets the JSON value as it was stored and answers one of
+today's shape, which must validate. It is called in the process that runs the task, each time that the task is run; the row keeps what
+was sent. A payload that validates is never upgraded.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from taskyard.errors import Outcome, TaskFailed
+from taskyard.handlers import Handler, Upgrade
+from taskyard.storable import from_json, storable_text, to_json
+from taskyard.validation import problems_of
+
+P = TypeVar("P")
+#: Why a task has failed whose payload could not be brought into today's shape: the ``code`` of its error.
+UPGRADE_FAILED = "upgrade-failed"
+
+
+def read_payload(handler: Handler[P, object], text: str) -> P:
+    """A stored payload (JSON text) as the handler's function takes it.
+
+    Raises:
+        pydantic.ValidationError, or whatever a validator raises: it is not valid, and there is no upgrade.
+        TaskFailed: its upgrade raised, or made of it what is not valid either.
+        Outcome: the upgrade said itself how the run ends.
+    """
+    try:
+        return handler.payload.validate_json(text)
+    except Exception:
+        # A validator may raise anything when it meets a shape that its author has left behind.
+        if handler.upgrade is None:
+            raise
+    return _validated(handler, _upgraded(handler.type, handler.upgrade, text))
+
+
+def _upgraded(type_: str, upgrade: Upgrade, text: str) -> str:
+    try:
+        return to_json(upgrade(from_json(text)))
+    except Outcome:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = "".join(traceback.format_exception(error, limit=-5))
+        message = f"The stored payload is of an older shape, and the upgrade of {type_} raised {type(error).__name__}: {storable_text(error)}"
+        raise TaskFailed(message, code=UPGRADE_FAILED, traceback=storable_text(lines[-4000:])) from error
+
+
+def _validated(handler: Handler[P, object], text: str) -> P:
+    try:
+        return handler.payload.validate_json(text)
+    except ValidationError as error:
+        problems = [[pointer or "/", storable_text(told)] for pointer, told in problems_of(error, from_json(text))]
+    except Exception as error:
+        problems = [["/", f"its validator raised {type(error).__name__}"]]
+    message = f"The stored payload is of an older shape, and what the upgrade of {handler.type} made of it is not valid: {problems[0][0]}: {problems[0][1]}"
+    raise TaskFailed(message, code=UPGRADE_FAILED, problems=problems)
