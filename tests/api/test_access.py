@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import Connection, Engine, text
 
@@ -19,7 +20,9 @@ from taskyard.settings import ApiSettings, AuthSettings, Settings
 from taskyard_api import access
 from taskyard_api.app import create_app
 from taskyard_api.edge import canonical
+from tests.api import walk
 from tests.api.conftest import client_of, submit
+from tests.api.test_live import reading, served
 
 pytestmark = pytest.mark.anyio
 EVERYTHING = ("tasks:read", "tasks:write", "admin")
@@ -43,31 +46,71 @@ def with_key(app: FastAPI, key: str) -> AsyncClient:
     return client
 
 
-def calls(app: FastAPI) -> Iterator[tuple[str, str]]:
-    """Every call of the service, those that OpenAPI does not show too, with something in the place of each parameter."""
-    for path, methods in app.openapi()["paths"].items():
-        for method in methods:
-            yield method.upper(), path.replace("{task_id}", "01890a5d-ac96-774b-bcce-b302099a8057").replace("{", "").replace("}", "")
-    for path in ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/metrics"):
-        yield "GET", path
+OPEN = {"/health/live", "/health/ready"}
+#: Addresses that /openapi.json does not tell of.
+UNTOLD = {"/docs", "/docs/oauth2-redirect", "/openapi.json"}
+NOBODYS = "01890a5d-ac96-774b-bcce-b302099a8057"
+SAMPLES = {"task_id": NOBODYS, "delivery_id": "1", "name": "io", "type": "anything"}
+
+
+def sample(path: str) -> str:
+    """A path with something in the place of each parameter, a new one too."""
+    return walk.address(path, dict.fromkeys(walk.parameters(path), "1") | SAMPLES)
 
 
 async def test_every_call_but_health_asks_for_a_key_and_has_a_rule(app: FastAPI) -> None:
-    asked = list(calls(app))
-    assert len(asked) > 20
+    asked = list(walk.calls(app))
+    assert len(asked) > 40
     async with client_of(app) as client:
-        for method, path in asked:
+        for method, template in asked:
+            path = sample(template)
             for key in ({}, {"Authorization": "Basic dTpw"}, {"Authorization": "Bearer"}):
                 for address in {path, path.replace("/api/v1/", "/api/"), path + "/"}:
                     answer = await client.request(method, f"http://test{address}", headers=key, content=b"{}")
-                    if path.startswith("/health/"):
+                    if template in OPEN:
                         assert answer.status_code == 200, path
                     else:
-                        assert (answer.status_code, answer.json()["type"]) == (401, "urn:taskyard:problem:unauthorized"), (method, address)
+                        assert answer.status_code == 401, (method, address)
                         assert answer.headers["WWW-Authenticate"] == 'Bearer realm="taskyard"'
-            assert access.rule_for(method, canonical(path)) is not None, f"{method} {path} has no rule in access.py"
+                        assert method == "HEAD" or answer.json()["type"] == "urn:taskyard:problem:unauthorized"
+            rule = access.rule_for("GET" if method == "HEAD" else method, canonical(path))
+            assert rule is not None, f"{method} {template} has no rule in access.py"
+            assert (rule == access.OPEN) == (template in OPEN), f"{method} {template}: who may call it?"
         for strange in ("/", "/nothing", "/health", "/health/", "/health/live/../../api/v1/tasks", "//api/v1/tasks", "/API/v1/tasks"):
             assert (await client.get(f"http://test{strange}")).status_code == 401, strange
+
+
+async def test_every_call_is_in_the_document_or_named_here(app: FastAPI) -> None:
+    told = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
+    walked = {(method, path) for method, path in walk.calls(app) if method != "HEAD"}
+    assert walked - told == {("GET", path) for path in UNTOLD}
+    assert told <= walked
+
+
+async def test_what_is_added_without_a_rule_is_walked_and_closed(app: FastAPI, engine: Engine) -> None:
+    async def new() -> str:
+        return "new"
+
+    router = APIRouter()
+    router.add_api_route("/new/{what}", new, methods=["GET", "DELETE"])
+    router.add_api_websocket_route("/socket", new)
+    app.include_router(router, prefix="/api/v1")
+    app.mount("/mounted", FastAPI())
+    added = {("GET", "/api/v1/new/{what}"), ("HEAD", "/api/v1/new/{what}"), ("DELETE", "/api/v1/new/{what}")}
+    added |= {("GET", "/api/v1/socket"), ("GET", "/mounted"), ("GET", "/mounted/anything")}
+    assert added <= set(walk.calls(app))
+    async with client_of(app) as nobody, with_key(app, new_key(engine, scopes=("tasks:read", "tasks:write"))) as somebody:
+        for method, path in added:
+            assert access.rule_for(method, path) is None
+            assert (await nobody.request(method, f"http://test{sample(path)}")).status_code == 401, path
+        assert (await somebody.get("http://test/api/v1/new/1")).status_code == 403
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app({"type": "websocket", "path": "/api/v1/socket", "headers": []}, send, send)  # type: ignore[arg-type]  # nothing is received
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
 async def test_a_key_is_taken_in_either_header_and_a_wrong_one_in_none(app: FastAPI, engine: Engine) -> None:
@@ -113,33 +156,109 @@ async def test_a_scope_opens_its_calls_and_no_others(app: FastAPI, engine: Engin
             assert (await operator.get(path)).status_code == 200, path
 
 
-async def test_a_foreign_task_is_nowhere(app: FastAPI, engine: Engine, api_settings: Settings) -> None:
+#: Parameters of paths that name something of the whole installation, the same for every namespace.
+INSTALLED = {"name": "io", "type": "anything"}
+#: Calls without an id that tell the same to every namespace, and nothing of any. Queues and metrics are an operator's: their counts are of all.
+SAME_FOR_ALL = {
+    "/api/v1/queues",
+    "/api/v1/task-types",
+    "/api/v1/plugins",
+    "/api/v1/notifiers",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    *UNTOLD,
+}
+#: Lists, with ways to ask for what another namespace has, of the task and the tag that are put in.
+LISTS = {
+    "/api/v1/tasks": ("", "?tag=secret", "?q={task_id}", "?q={prefix}&type=anything", "?status=pending", "?created_after=2020-01-01T00:00:00Z"),
+    "/api/v1/deliveries": ("", "?task_id={task_id}", "?route=all%20ends", "?status=pending"),
+}
+#: What is neither: a test below says of each what it does with another namespace's things.
+TRIED_BELOW = {("POST", "/api/v1/tasks"), ("POST", "/api/v1/tasks/batch"), ("POST", "/api/v1/tasks/actions"), ("GET", "/api/v1/events")}
+#: Bodies that are right, for calls that read one.
+BODIES: dict[tuple[str, str], Any] = {("PATCH", "/api/v1/tasks/{task_id}"): {"priority": 1}}
+
+
+@dataclass
+class Two:
+    """Two namespaces: ours with a task and a delivery, theirs with nothing but a key that may do all."""
+
+    ours: AsyncClient
+    theirs: AsyncClient
+    task: dict[str, Any]
+    delivery: dict[str, Any]
+
+
+@pytest.fixture
+async def two(app: FastAPI, engine: Engine, api_settings: Settings) -> AsyncIterator[Two]:
     with engine.begin() as connection:
         deliveries.sync_routes(connection, api_settings.routes)
     async with (
         with_key(app, new_key(engine, "a", namespace="ours", scopes=EVERYTHING)) as ours,
         with_key(app, new_key(engine, "b", namespace="theirs", scopes=EVERYTHING)) as theirs,
     ):
-        mine = await submit(ours, tags=["secret"], unique_key="one")
-        await submit(theirs, unique_key="one")
-        delivery = (await ours.get("/deliveries")).json()["items"][0]
-        for method, path in calls(app):
-            if "{" not in path and "01890a5d" not in path:
-                continue
-            address = path.replace("01890a5d-ac96-774b-bcce-b302099a8057", mine["id"])
-            body = {"priority": 1} if method == "PATCH" else None
-            answer = await theirs.request(method, f"http://test{address}", json=body)
+        task = await submit(ours, tags=["secret"], unique_key="one")
+        yield Two(ours, theirs, task, (await ours.get("/deliveries")).json()["items"][0])
+
+
+async def test_another_namespaces_things_are_nowhere_on_any_call(app: FastAPI, two: Two) -> None:
+    foreign = {"task_id": two.task["id"], "delivery_id": two.delivery["id"]}
+    hidden = 0
+    for method, path in walk.calls(app):
+        names = set(walk.parameters(path))
+        if method == "HEAD" or names & set(INSTALLED):
+            assert names <= set(foreign) | set(INSTALLED), f"{path}: can one of {names} be another namespace's? Say so here."
+        elif names:
+            assert names <= set(foreign), f"{path}: whose are {names}? Say so here, and make one that is another namespace's."
+            answer = await two.theirs.request(method, f"http://test{walk.address(path, foreign)}", json=BODIES.get((method, path)))
             assert answer.status_code == 404, (method, path, answer.text)
-        assert (await theirs.post(f"/deliveries/{delivery['id']}/redeliver")).status_code == 404
-        for query in ("", "?tag=secret", f"?q={mine['id']}", f"?q={mine['id'][:8]}&type=anything"):
-            found = (await theirs.get(f"/tasks{query}")).json()["items"]
-            assert mine["id"] not in [task["id"] for task in found]
-        assert (await theirs.get(f"/deliveries?task_id={mine['id']}")).json()["items"] == []
-        cursor = (await ours.get("/tasks?limit=1")).json()["next_cursor"]
-        assert cursor is None
-        assert (await ours.get(f"/tasks/{mine['id']}")).json()["status"] == "pending"
+            assert two.task["type"] not in answer.text
+            hidden += 1
+        elif path in LISTS and method == "GET":
+            for query in LISTS[path]:
+                asked = query.format(task_id=two.task["id"], prefix=two.task["id"][:8])
+                answer = await two.theirs.get(f"http://test{path}{asked}")
+                assert (answer.status_code, answer.json()["items"]) == (200, []), (path, query)
+        else:
+            assert path in SAME_FOR_ALL or (method, path) in TRIED_BELOW, f"{method} {path}: what does it tell of another namespace? Say so here."
+    assert hidden >= 10
+    assert (await two.ours.get(f"/tasks/{two.task['id']}")).json() == two.task, "and nothing has changed"
+    assert (await two.ours.get("/deliveries")).json()["items"] == [two.delivery]
+
+
+async def test_what_others_have_is_in_the_way_of_no_submission(two: Two, engine: Engine) -> None:
+    same = {"Idempotency-Key": "same"}
+    mine = await two.ours.post("/tasks", json={"type": "anything", "payload": 1}, headers=same)
+    for body in ({"type": "anything", "payload": 1}, {"type": "anything", "payload": 1, "unique_key": "one"}):
+        answer = await two.theirs.post("/tasks", json=body, headers=same if "unique_key" not in body else {})
+        assert answer.status_code == 201, "another namespace's unique_key and Idempotency-Key are not ours"
+        assert answer.json()["id"] not in (mine.json()["id"], two.task["id"])
+    batch = await two.theirs.post("/tasks/batch", json={"tasks": [{"type": "anything", "payload": 1, "unique_key": "two"}]}, headers={"Idempotency-Key": "b"})
+    assert batch.status_code == 201
     with engine.connect() as connection:
-        assert {row.namespace for row in connection.execute(text("SELECT DISTINCT namespace FROM events"))} == {"ours", "theirs"}
+        counted = connection.execute(text("SELECT namespace, count(*) FROM tasks GROUP BY 1 ORDER BY 1")).all()
+    assert [tuple(row) for row in counted] == [("ours", 2), ("theirs", 3)]
+
+
+async def test_an_action_on_all_is_on_all_of_ones_own(two: Two) -> None:
+    for chosen in ({}, {"tag": "secret"}, {"q": two.task["id"]}):
+        for action in ("cancel", "hold"):
+            answer = await two.theirs.post("/tasks/actions", json={"action": action, "filter": chosen})
+            assert answer.json() == {"matched": 0, "changed": 0}
+    assert (await two.ours.get(f"/tasks/{two.task['id']}")).json() == two.task
+
+
+async def test_a_stream_of_all_is_of_all_of_ones_own(two: Two, api_settings: Settings, registry: Registry) -> None:
+    another = create_app(api_settings.model_copy(update={"auth": AuthSettings(mode="keys")}), registry)
+    async with (
+        served(another) as url,
+        AsyncClient(base_url=url, timeout=60, headers=two.theirs.headers) as theirs,
+        reading(theirs, "/events", **{"Last-Event-ID": "0"}) as stream,
+    ):
+        await submit(two.ours)
+        own = await submit(theirs)
+        assert await stream.event() == ("task.submitted", own["id"]), "the two of the other namespace came before"
 
 
 async def test_a_revoked_or_expired_key_ends_soon_and_a_rotated_one_overlaps(app: FastAPI, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
