@@ -9,12 +9,14 @@ from fastapi import Request
 from jiter import from_json
 
 from taskyard.errors import InvalidInput
-from taskyard.storable import escape_pointer
+from taskyard.storable import MAX_DEPTH, MAX_DIGITS, escape_pointer
 from taskyard.validation import MAX_PROBLEMS, nearest
 from taskyard_api.errors import MalformedBody, UnsupportedMedia
 
 #: Tasks that one request may submit.
 MAX_BATCH = 1000
+# The parser's own bounds lie somewhat beyond ours, which are checked with the place named as a JSON pointer.
+_BOUNDS = {"recursion limit exceeded": f"nested deeper than {MAX_DEPTH} levels", "number out of range": f"a number of more than {MAX_DIGITS} digits"}
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -34,10 +36,18 @@ async def json_object(request: Request) -> dict[str, Any]:
     try:
         value = from_json(await request.body(), allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
-        raise MalformedBody(f"The request's body is not JSON that can be read: {error}.", [("", str(error))]) from None
+        wrong = _wrong(str(error))
+        raise MalformedBody(f"The request's body is not JSON that can be read: {wrong}.", [("", wrong)]) from None
     if not isinstance(value, dict):
         raise InvalidInput("The request's body is not an object.", [("", "expected a JSON object")])
     return value
+
+
+def _wrong(said: str) -> str:
+    """The parser's words, with our bounds in them. It repeats a name that is there twice, however long: the place is at the end."""
+    for word, bound in _BOUNDS.items():
+        said = said.replace(word, bound)
+    return said if len(said) <= 200 else f"{said[:100]}...{said[-60:]}"
 
 
 def batch_of(body: dict[str, Any]) -> list[Any]:

@@ -9,6 +9,10 @@ from typing import Any
 MAX_DEPTH = 64
 #: Digits of a whole number. JSON sets no bound, but Python reads no more than 4,300 by default.
 MAX_DIGITS = 4000
+#: What a client may put in a payload: its bytes as JSON (UTF-8), the names in one object, the characters of one string or name.
+MAX_PAYLOAD_BYTES = 1024 * 1024
+MAX_NAMES = 10_000
+MAX_TEXT = 1_000_000
 _TOO_LONG = 10**MAX_DIGITS
 
 
@@ -70,6 +74,35 @@ def find_unstorable_json(text: str) -> tuple[str, str] | None:
         return None
     value = json.loads(text)
     return find_unstorable(value) if cause else None
+
+
+def find_excess(payload: Any, text: str) -> tuple[str, str] | None:
+    """The first place in a payload that is larger than it may be, as :func:`find_unstorable` tells it. ``text`` is the payload as :func:`to_json`
+    writes it.
+
+    Whose text is short has no such place: then nothing is looked through.
+    """
+    if len(text) <= MAX_NAMES:
+        return None
+    if found := _find_excess(payload, ""):
+        return found
+    return ("", f"larger than {MAX_PAYLOAD_BYTES} bytes of JSON") if is_longer(payload, text, MAX_PAYLOAD_BYTES) else None
+
+
+def is_longer(value: Any, text: str, most: int) -> bool:
+    """Has a value more than ``most`` bytes as JSON in UTF-8? ``text`` is from :func:`to_json`: escaped as ASCII, it is never shorter than that."""
+    return len(text) > most and len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="surrogatepass")) > most
+
+
+def _find_excess(value: Any, pointer: str) -> tuple[str, str] | None:
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return pointer, f"a string of more than {MAX_TEXT} characters"
+    if not isinstance(value, dict | list):
+        return None
+    if isinstance(value, dict) and (len(value) > MAX_NAMES or any(len(str(name)) > MAX_TEXT for name in value)):
+        return pointer, f"an object of more than {MAX_NAMES} names" if len(value) > MAX_NAMES else f"a name of more than {MAX_TEXT} characters"
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return next((found for name, item in items if (found := _find_excess(item, f"{pointer}/{escape_pointer(str(name))}"))), None)
 
 
 def _text_problem(text: str) -> str | None:

@@ -32,10 +32,10 @@ def _different(tags: list[str]) -> list[str]:
 
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
     try:
-        size = len(storable.to_json(metadata).encode())
+        sent = storable.to_json(metadata)
     except (TypeError, ValueError) as error:
         raise PydanticCustomError("json", "not JSON: {reason}", {"reason": storable.storable_text(error)}) from None
-    if size > MAX_METADATA_BYTES:
+    if storable.is_longer(metadata, sent, MAX_METADATA_BYTES):
         raise PydanticCustomError("too_long", "expected at most 16 KiB of JSON")
     return metadata
 
@@ -148,6 +148,8 @@ def _payload_problems(handler: Handler[Any, Any], payload: Any) -> list[tuple[st
         sent = storable.to_json(payload)
     except (TypeError, ValueError) as error:
         return [("/payload", f"not JSON: {error}")]
+    if excess := storable.find_excess(payload, sent):
+        return [(f"/payload{excess[0]}", excess[1])]
     try:
         handler.payload.validate_json(sent)
     except ValidationError as error:
