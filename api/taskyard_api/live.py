@@ -66,10 +66,11 @@ class Told:
 
 
 class Listener:
-    """One open stream: which events it wants, and those that wait for it."""
+    """One open stream: which events it wants, and those that wait for it. That of one task hears its log lines too."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, task_id: UUID | None = None) -> None:
         self.wanted = wanted
+        self.task_id = task_id
         self.ended = False
         self.last: int | None = None
         """The last event that it has read by itself; None while it does."""
@@ -157,7 +158,7 @@ class Feed:
 
     async def stream(self, asked: Asked) -> AsyncIterator[bytes]:
         """Server-sent events above the id ``after``, or from now on; those of one task until it has ended."""
-        listener = Listener(asked.wanted)
+        listener = Listener(asked.wanted, asked.task_id)
         self.open += 1
         self._listeners.add(listener)
         try:
@@ -251,13 +252,24 @@ class Feed:
             self._settled.set()
         quiet = self._position == upto
         while self._position < upto:
-            rows = await self._events(self._position, upto)
+            rows = await self._events_and_lines(self._position, upto)
             told = [Told(row) for row in rows]
             # Together, without a wait: who reads by itself goes on from here.
             self._position = rows[-1]["id"] if len(rows) == PAGE else upto
             for listener in self._listeners:
                 listener.hear(told)
         return TICK if quiet else SOON
+
+    async def _events_and_lines(self, after: int, upto: int) -> Sequence[RowMapping]:
+        """All events, and the log lines of the tasks whose streams are open: also of those that were opened while these were read."""
+        rows = await self._events(after, upto)
+        read: set[UUID] = set()
+        while new := {listener.task_id for listener in self._listeners if listener.task_id} - read:
+            async with self._database.connect() as connection:
+                lines = await connection.run_sync(feed.lines, after, upto, PAGE, new)
+            rows = feed.merged(rows, lines, PAGE)
+            read |= new
+        return rows
 
     def _say_if_held_up(self) -> None:
         now = time.monotonic()

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from taskyard.lifecycle import Status
+from taskyard.tasklogs import Level
 
 Text = Annotated[str, BeforeValidator(str)]
 
@@ -103,6 +104,18 @@ class EventOut(Out):
     task_id: UUID
     attempt: int
     data: SaidObject
+
+
+class LogOut(Out):
+    """A line that a task's handler has logged."""
+
+    id: Text
+    time: datetime
+    level: Level
+    message: str
+    fields: SaidObject = Field(description="What else the line says, by name.")
+    attempt: int
+    fence: int = Field(description="Of the run that said it.")
 
 
 class Try(Out):
@@ -218,6 +231,14 @@ class EventPage(Out):
     next_cursor: str | None
 
 
+class LogPage(Out):
+    """Log lines, oldest first."""
+
+    items: list[LogOut]
+    next_cursor: str | None
+    dropped: int = Field(description="Lines of this task that are not kept: the oldest go when there is more than 1 MiB of them.")
+
+
 class DeliveryPage(Out):
     """Deliveries, newest first."""
 
@@ -267,6 +288,7 @@ TASK_BATCH: TypeAdapter[TaskBatch] = TypeAdapter(TaskBatch)
 TASK_PAGE: TypeAdapter[TaskPage] = TypeAdapter(TaskPage)
 PLACE: TypeAdapter[PlaceOut] = TypeAdapter(PlaceOut)
 EVENT_PAGE: TypeAdapter[EventPage] = TypeAdapter(EventPage)
+LOG_PAGE: TypeAdapter[LogPage] = TypeAdapter(LogPage)
 DELIVERY: TypeAdapter[DeliveryOut] = TypeAdapter(DeliveryOut)
 DELIVERY_PAGE: TypeAdapter[DeliveryPage] = TypeAdapter(DeliveryPage)
 QUEUE: TypeAdapter[QueueOut] = TypeAdapter(QueueOut)

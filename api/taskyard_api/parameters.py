@@ -25,6 +25,7 @@ from typing_extensions import TypedDict
 from taskyard.errors import InvalidInput, NotFound
 from taskyard.lifecycle import Status
 from taskyard.queries import DeliveryFilters, TaskFilters
+from taskyard.tasklogs import Level
 from taskyard.validation import Instant, nearest, problems_of
 
 
@@ -68,6 +69,12 @@ class PageQuery(Query):
 
     limit: Limit = 50
     cursor: Cursor | None = None
+
+
+class LogQuery(PageQuery):
+    """Which lines of a task's log."""
+
+    level: list[Level] = Field(default_factory=list)
 
 
 class FilterQuery(Query):

@@ -102,9 +102,14 @@ def _standard_error() -> TextIO:
     return sys.stderr.stream if isinstance(sys.stderr, Printed) else sys.stderr
 
 
-def _mask(logger: Any, method: str, event: Event) -> Event:
+def safe(event: Event) -> Event:
+    """A line's fields as they may be shown: secrets masked, and what is no JSON as text."""
     event.pop("color_message", None)  # Uvicorn says the same twice, once with colours.
     return {_hidden.clean(key): _clean(mask(value, key)) for key, value in event.items()}
+
+
+def _mask(logger: Any, method: str, event: Event) -> Event:
+    return safe(event)
 
 
 def _clean(value: Any) -> Any:

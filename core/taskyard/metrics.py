@@ -74,7 +74,7 @@ DELIVERIES = Metric("taskyard_deliveries_total", "counter", "Tries of deliveries
 
 #: What is in the table ``counters``.
 SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, STALE, PURGED, DELIVERIES)
-STALE_VERBS = ("beat", "deliver", "finish", "progress")
+STALE_VERBS = ("beat", "deliver", "finish", "log", "progress")
 
 
 class Tally:

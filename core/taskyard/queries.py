@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, fal
 
 from taskyard import cursors
 from taskyard.errors import InvalidInput, NotFound
-from taskyard.tables import LIVE, SCHEMA_REVISION, TERMINAL, deliveries, events, tasks
+from taskyard.tables import LIVE, SCHEMA_REVISION, TERMINAL, deliveries, events, task_log_totals, task_logs, tasks
 
 #: An id is made before its row: seconds before by a client's request, a whole run before by a handler that submits.
 _ID_BEFORE_ROW = timedelta(days=31)
@@ -172,6 +172,27 @@ def task_events(connection: Connection, namespace: str, task_id: UUID, limit: in
     if cursor is not None:
         query = query.where(events.c.id > _number_of(cursors.decode(cursor, bound_to)))
     return _page(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage(Page):
+    """Lines of a task's log. ``dropped`` counts those that are not kept any more, or never were."""
+
+    dropped: int
+
+
+def task_log(connection: Connection, namespace: str, task_id: UUID, levels: Sequence[str], limit: int, cursor: str | None = None) -> LogPage:
+    """One page of what a task's handler has logged, oldest first; of some levels, or of all. Raises as :func:`task_events` does."""
+    task(connection, namespace, task_id)
+    bound_to = ["logs", namespace, task_id, sorted(set(levels))]
+    query = select(task_logs).where(task_logs.c.task_id == task_id).order_by(task_logs.c.id).limit(limit + 1)
+    if levels:
+        query = query.where(task_logs.c.level.in_(levels))
+    if cursor is not None:
+        query = query.where(task_logs.c.id > _number_of(cursors.decode(cursor, bound_to)))
+    found = _page(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+    dropped = connection.execute(select(task_log_totals.c.dropped).where(task_log_totals.c.task_id == task_id)).scalar()
+    return LogPage(found.items, found.next_cursor, dropped or 0)
 
 
 @dataclass(frozen=True, slots=True)

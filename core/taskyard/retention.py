@@ -1,4 +1,4 @@
-"""Retention: tasks that ended long ago are deleted with their history, some at a time.
+"""Retention: tasks that ended long ago are deleted with their history and their log lines, some at a time.
 
 No index is kept for it. Ids begin with their time (UUIDv7), and a task ends after its id was made: so whoever ended before a moment has
 an id from before that moment, and stands at the beginning of the index of what has ended. What stands there too took long, or is still
@@ -41,6 +41,10 @@ WITH page AS (
   DELETE FROM tasks t USING old WHERE t.id = old.id RETURNING t.id
 ), told AS (
   DELETE FROM events e USING gone WHERE e.task_id = gone.id
+), said AS (
+  DELETE FROM task_logs l USING gone WHERE l.task_id = gone.id
+), counted AS (
+  DELETE FROM task_log_totals k USING gone WHERE k.task_id = gone.id
 )
 SELECT (SELECT count(*) FROM gone) AS gone, (SELECT count(*) FROM page) AS read, (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last"""
 )

@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 
 LIVE = ("scheduled", "pending", "queued", "running", "held")
 TERMINAL = ("succeeded", "failed", "cancelled", "expired")
@@ -133,6 +133,32 @@ events = Table(
     Column("attempt", Integer, nullable=False),
     Column("data", JSONB, nullable=False, server_default="{}"),
     Index("ix_events_task_id", "task_id", "id"),
+)
+
+# What handlers said. The only index is that of its key, and ids grow: lines of one task are written side by side.
+task_logs = Table(
+    "task_logs",
+    metadata,
+    Column("task_id", Uuid, primary_key=True),
+    # From the events' sequence.
+    Column("id", BigInteger, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    _time("time", nullable=False),
+    Column("level", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("fields", JSONB, nullable=False),
+    Column("bytes", Integer, nullable=False),
+)
+
+# A task has a row here once its handler has said something. It is updated with every few lines: room in each page keeps that heap-only.
+task_log_totals = Table(
+    "task_log_totals",
+    metadata,
+    Column("task_id", Uuid, primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": "50"},
 )
 
 workers = Table(

@@ -311,7 +311,16 @@ async def test_streams_are_bounded_and_end_when_the_service_stops(api_settings: 
 
 
 def test_python_and_postgres_agree_on_what_a_filter_lets_through() -> None:
-    row: dict[str, Any] = {"namespace": "a", "type": "t.x", "status": "held", "queue": "q", "tags": ["one"], "priority": 5, "task_id": UUID(int=1)}
+    row: dict[str, Any] = {
+        "event": "task.held",
+        "namespace": "a",
+        "type": "t.x",
+        "status": "held",
+        "queue": "q",
+        "tags": ["one"],
+        "priority": 5,
+        "task_id": UUID(int=1),
+    }
 
     def wanted(**filters: Any) -> bool:
         return feed.is_wanted(row, "a", TaskFilters(**filters))  # type: ignore[arg-type]  # a plain mapping will do

@@ -28,7 +28,7 @@ from taskyard.handlers import Context
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
 from taskyard.storable import storable_text
-from taskyard_worker import lease, runs, wire
+from taskyard_worker import lease, loglines, runs, wire
 from taskyard_worker.observers import Observers
 from taskyard_worker.outcomes import unstarted
 from taskyard_worker.runs import Interrupted, Job, Report
@@ -100,6 +100,9 @@ class SyncChild:
         self._interruptible = False
         self._interrupted = False
         self._sending = threading.Lock()
+        #: Its main thread is in the middle of saying something.
+        self._saying = False
+        self._lines = loglines.emptied_by_threads(self._send)
         self._origin = Origin()
 
     def serve(self) -> None:
@@ -114,7 +117,8 @@ class SyncChild:
             report = self._run(job)
             self._origin.end_copies()
             report["seconds"] = time.perf_counter() - began
-            self._send({"key": job["key"], "report": report})
+            for message in [*self._lines.last(job["key"]), {"key": job["key"], "report": report}]:
+                self._send(message)
             outcome = report["outcome"]
 
     def _next(self) -> Job:
@@ -161,7 +165,7 @@ class SyncChild:
         report: Report = {}
         handler = self._registry.names[job["type"]]
         self._interrupted = False
-        self._context = context = runs.make_context(job, self._registry, handler, self)
+        self._context = context = runs.make_context(job, self._registry, handler, self, partial(self._keep, job["key"]))
         if self._cancelled == self._key:
             context.cancel()
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
@@ -183,8 +187,7 @@ class SyncChild:
         # The job that it was meant for may have ended meanwhile.
         if self._target != self._key:
             return
-        if self._sending.locked():
-            # Half a message would garble all that follow: raise when it is out.
+        if self._saying:
             self._interrupted = True
         elif self._interruptible:
             self._interruptible = False
@@ -192,7 +195,21 @@ class SyncChild:
 
     def progress(self, fraction: float | None, message: str | None) -> None:
         """Report progress, as :class:`taskyard.handlers.Reporter`."""
-        self._send({"key": self._key, "progress": {"fraction": fraction, "message": message}})
+        self._say(partial(self._send, {"key": self._key, "progress": {"fraction": fraction, "message": message}}))
+
+    def _keep(self, key: int, line: str) -> None:
+        self._say(partial(self._lines.add, key, line))
+
+    def _say(self, say: Callable[[], None]) -> None:
+        """Half a message would garble all that follow: an interrupt that comes meanwhile is raised when it is out."""
+        if threading.current_thread() is not threading.main_thread():
+            say()
+            return
+        self._saying = True
+        try:
+            say()
+        finally:
+            self._saying = False
         if self._interrupted and self._interruptible:
             self._interruptible = False
             raise Interrupted()
@@ -231,6 +248,7 @@ class AsyncChild:
         self._channel = channel
         signal.signal(signal.SIGTERM, self._on_term)
         reader, self._writer = await asyncio.open_connection(sock=channel)
+        self._lines = loglines.emptied_by_loop(self._send, self._writer)
         while (message := await wire.read(reader)) is not None:
             if "run" in message:
                 for job in message["run"]:
@@ -254,7 +272,7 @@ class AsyncChild:
         context = None
         if job["kind"] == "task":
             handler = self._registry.names[job["type"]]
-            context = runs.make_context(job, self._registry, handler, _Reporter(self._writer, key))
+            context = runs.make_context(job, self._registry, handler, _Reporter(self._writer, key), partial(self._lines.add, key))
         task = asyncio.get_running_loop().create_task(self._run(job, context))
         self._running[key] = task, context
         task.add_done_callback(partial(self._ended, key))
@@ -268,7 +286,8 @@ class AsyncChild:
             report = runs.told(error)
         else:
             report = task.result()
-        self._send({"key": key, "report": report})
+        for message in [*self._lines.last(key), {"key": key, "report": report}]:
+            self._send(message)
 
     def _cancel(self, key: int) -> None:
         """Cancel a run, and again for as long as it swallows it."""

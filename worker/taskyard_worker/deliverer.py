@@ -57,6 +57,9 @@ class Sending:
     def progressed(self, said: dict[str, Any]) -> None:
         """Notifiers have no progress."""
 
+    def logged(self, said: dict[str, Any]) -> None:
+        """What they log is not kept."""
+
 
 class Deliverer:
     """Works on the deliveries' queue. Celery's prefetch count bounds how many are sent at once."""

@@ -113,9 +113,9 @@ class Ledger:
         ended: Ended = await self._ask(lambda answer: Finish(answer, finished, children))
         return ended
 
-    async def call(self, work: Callable[[Connection], Any], *, keep: bool = False) -> Any:
-        """Any statement, in the next commit."""
-        return await self._ask(lambda answer: Call(answer, work, keep))
+    def call(self, work: Callable[[Connection], Any], *, keep: bool = False) -> asyncio.Future[Any]:
+        """Any statement, in the next commit: asked for at once, whoever awaits the answer."""
+        return self._ask(lambda answer: Call(answer, work, keep))
 
     def _ask(self, make: Callable[[asyncio.Future[Any]], Request]) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -36,6 +36,8 @@ class Work(Protocol):
 
     def progressed(self, said: dict[str, Any]) -> None: ...
 
+    def logged(self, said: dict[str, Any]) -> None: ...
+
 
 class Child:
     """A forked child, as the engine sees it."""
@@ -131,6 +133,9 @@ class Child:
             elif "progress" in message:
                 if work := self._works.get(message["key"]):
                     work.progressed(message["progress"])
+            elif "lines" in message:
+                if work := self._works.get(message["key"]):
+                    work.logged(message)
             elif "pong" in message:
                 if (pong := self._pongs.get(message["pong"])) and not pong.done():
                     pong.set_result(None)

@@ -29,6 +29,7 @@ from taskyard.settings import Settings
 from taskyard_worker.ending import end_async, end_sync
 from taskyard_worker.lease import Lease
 from taskyard_worker.ledger import Ended, Ledger
+from taskyard_worker.logbook import Logbook
 from taskyard_worker.outcomes import Reason, decide, unstarted
 from taskyard_worker.pace import Pace
 from taskyard_worker.processes import Child, Nursery, Shared
@@ -83,6 +84,10 @@ class Run:
     def progressed(self, said: dict[str, Any]) -> None:
         """It has said how far it is."""
         self.runner.said(self, said)
+
+    def logged(self, said: dict[str, Any]) -> None:
+        """It has logged lines."""
+        self.runner.logged(self, said)
 
 
 @dataclass(eq=False, slots=True)
@@ -188,6 +193,7 @@ class Runner:
         self._wards = Wards(nursery)
         self._tellers = tellers
         self._progress: dict[tuple[UUID, int], dict[str, Any]] = {}
+        self._logbook = Logbook(ledger)
         self._heard: dict[UUID, None] = {}
         self._empty = asyncio.Event()
         self._stopping = False
@@ -313,6 +319,7 @@ class Runner:
         finished = [decide(run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason) for run, report in over]
         if last := {key: self._progress.pop(key) for run, _ in over if (key := (run.id, run.fence)) in self._progress}:
             await self._write_progress(last)
+        self._logbook.write_last((run.id, run.fence) for run, _ in over)
         children = {(run.id, run.fence): [_new_task(child) for child in report["children"]] for run, report in over if report and report.get("children")}
         try:
             rows = await self._finish(finished, children)
@@ -349,10 +356,16 @@ class Runner:
         if not run.abandoned:
             self._progress[(run.id, run.fence)] = said
 
+    def logged(self, run: Run, said: dict[str, Any]) -> None:
+        """A run has logged lines; they are written now and then."""
+        if not run.abandoned:
+            self._logbook.add((run.id, run.fence), said)
+
     async def report_progress(self) -> None:
-        """Write the latest progress of each run now and then, until cancelled."""
+        """Write the latest progress of each run, and what runs have logged, now and then, until cancelled."""
         while True:
             await asyncio.sleep(PROGRESS_EVERY)
+            self._logbook.write_some()
             if self._progress:
                 said, self._progress = self._progress, {}
                 await self._write_progress(said)

@@ -26,6 +26,7 @@ from taskyard.plugins import Registry, route_options
 from taskyard.settings import Settings
 from taskyard.storable import find_unstorable, from_json, storable_text, to_json
 from taskyard.upgrades import read_payload
+from taskyard_worker import loglines
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +52,8 @@ class Interrupted(BaseException):
     """
 
 
-def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], reporter: Reporter) -> Context:
-    """The context that a handler gets."""
+def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], reporter: Reporter, keep: Callable[[str], None]) -> Context:
+    """The context that a handler gets. ``keep`` gets each line of its log: see loglines.py."""
     return Context(
         task_id=UUID(job["id"]),
         type=job["type"],
@@ -63,7 +64,7 @@ def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], repor
         deadline=datetime.fromisoformat(job["deadline"]),
         config=registry.config_of(handler),
         # Bound when it is first used: most handlers of quick tasks say nothing.
-        log=structlog.get_logger(handler.type, **log_fields(job)),
+        log=loglines.logger(handler.type, log_fields(job), keep),
         reporter=reporter,
     )
 

@@ -38,7 +38,7 @@ async def stream_events(
 
 @router.get("/tasks/{task_id}/stream", status_code=200, response_class=EventStream, responses=_STREAM | _OVER | problems(404, 429))
 async def stream_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, last_event_id: LastEventId = None) -> Response:
-    """Follow one task: its history so far, then live, progress too, until it has ended."""
+    """Follow one task: its history and its log lines so far, then live, progress too, until it has ended."""
     id_, after = task_uuid(task_id), await _number(service, last_event_id) or 0
     task = await service.read(queries.task, namespace, id_)
     if task.finished_at is not None and after and not await service.read(feed.events, after, LAST, 1, id_):

@@ -12,8 +12,8 @@ from taskyard.place import place
 from taskyard_api import patching
 from taskyard_api.body import json_object
 from taskyard_api.conditions import IfMatch, IfNoneMatch, Verb, etag, is_known, only_if
-from taskyard_api.models import EVENT_PAGE, PLACE, TASK, TASK_PAGE, EventPage, PlaceOut, TaskOut, TaskPage
-from taskyard_api.parameters import PageQuery, TaskId, TaskQuery, task_uuid
+from taskyard_api.models import EVENT_PAGE, LOG_PAGE, PLACE, TASK, TASK_PAGE, EventPage, LogPage, PlaceOut, TaskOut, TaskPage
+from taskyard_api.parameters import LogQuery, PageQuery, TaskId, TaskQuery, task_uuid
 from taskyard_api.prefer import Prefer, applied, wait_of
 from taskyard_api.routes.answers import BODY, answer, body, problems
 from taskyard_api.service import Namespace, Service, Serving
@@ -52,6 +52,12 @@ async def change_task(request: Request, service: Serving, namespace: Namespace, 
 async def list_task_events(service: Serving, namespace: Namespace, task_id: TaskId, query: Annotated[PageQuery, Query()]) -> Response:
     """List a task's history, oldest first."""
     return answer(EVENT_PAGE, await service.read(queries.task_events, namespace, task_uuid(task_id), query.limit, query.cursor))
+
+
+@router.get("/tasks/{task_id}/logs", response_model=LogPage, responses=problems(404))
+async def list_task_logs(service: Serving, namespace: Namespace, task_id: TaskId, query: Annotated[LogQuery, Query()]) -> Response:
+    """List what a task's handler has logged, oldest first. Up to 1 MiB of a task's lines is kept."""
+    return answer(LOG_PAGE, await service.read(queries.task_log, namespace, task_uuid(task_id), query.level, query.limit, query.cursor))
 
 
 @router.get("/tasks/{task_id}/place", response_model=PlaceOut, responses=problems(404))

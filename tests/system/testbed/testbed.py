@@ -237,6 +237,47 @@ async def anoise(payload: Nothing, ctx: Context) -> Nothing:
     return Nothing()
 
 
+class Talk(BaseModel):
+    lines: int = 0
+    size: int = 10
+    seconds: float = 0.0
+
+
+def _talk(payload: Talk, ctx: Context) -> None:
+    ctx.log.info("hello", name="Ada", password="hunter2hunter2", nested={"n": [1, 2.5, None]})
+    ctx.log.debug("not for this level")
+    ctx.log.warning("odd\x00 \ud800 line", where="postgresql://me:hunter2hunter2@host/db", made_of=object, many=10**5000)
+    try:
+        int("nothing")
+    except ValueError:
+        ctx.log.exception("it broke")
+    for n in range(payload.lines):
+        ctx.log.info("line", n=n, pad="x" * payload.size)
+
+
+@handler("t.says", retry=Retry(max_attempts=2, base=0.1, jitter=0))
+def says(payload: Talk, ctx: Context) -> None:
+    """Log lines, and then sleep."""
+    _talk(payload, ctx)
+    time.sleep(payload.seconds)
+
+
+@handler("t.asays")
+async def asays(payload: Talk, ctx: Context) -> None:
+    """Log lines from the event loop and from a thread, and then sleep."""
+    await asyncio.to_thread(_talk, payload, ctx)
+    await asyncio.sleep(payload.seconds)
+
+
+@handler("t.babbles", timeout=1)
+def babbles(payload: Nothing, ctx: Context) -> None:
+    """Log in a tight loop until it is ended."""
+    n = 0
+    while True:
+        n += 1
+        ctx.log.info("babble", n=n)
+
+
 class Witness:
     """A notifier that writes to the witness file; it fails the first ``failures`` times."""
 
