@@ -8,10 +8,10 @@ import math
 import random
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, overload
 from uuid import UUID
 
 import uuid_utils.compat as uuid7
@@ -22,6 +22,7 @@ from taskyard.storable import find_unstorable_json, storable_text
 
 P = TypeVar("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 #: From a stored payload, as JSON, to one of today's shape, as JSON.
 Upgrade = Callable[[Any], Any]
 
@@ -139,13 +140,13 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Handler(Generic[P, R]):
+class Handler(Generic[P, R_co]):
     """A task type and the function that does its work. Made by :func:`handler`; calling it calls the function."""
 
     type: str
     function: Callable[..., Any]
     payload: TypeAdapter[P]
-    result: TypeAdapter[R]
+    result: TypeAdapter[R_co]
     retry: Retry
     timeout: float
     queue: str
@@ -171,7 +172,7 @@ class Handler(Generic[P, R]):
         """Every name that it answers to: its type, and the ones that it had before."""
         return (self.type, *self.aliases)
 
-    def owned_by(self, plugin: str) -> Handler[P, R]:
+    def owned_by(self, plugin: str) -> Handler[P, R_co]:
         """The same handler, marked with the plugin that brought it."""
         return replace(self, plugin=plugin)
 
@@ -199,6 +200,19 @@ class Handler(Generic[P, R]):
         return text
 
 
+class Declaration(Protocol):
+    """The decorator that :func:`handler` makes. It keeps the types of payload and result: type checkers know what a client's task results in."""
+
+    @overload
+    def __call__(self, function: Callable[[P], Coroutine[Any, Any, R]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[P, Context], Coroutine[Any, Any, R]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[P], R]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[P, Context], R]) -> Handler[P, R]: ...
+
+
 def handler(
     type: str,
     *,
@@ -209,7 +223,7 @@ def handler(
     bundle: int | None = None,
     aliases: Iterable[str] = (),
     upgrade: Upgrade | None = None,
-) -> Callable[[Callable[..., Any]], Handler[Any, Any]]:
+) -> Declaration:
     """Declare a function as the handler of a task type.
 
     The first parameter is the payload, and its annotation is what payloads are validated against; a second parameter

@@ -36,10 +36,10 @@ from sqlalchemy.exc import IntegrityError
 
 from taskyard.channels import ENDED
 from taskyard.errors import IllegalTransition, NotFound, UniqueConflict, VersionConflict
+from taskyard.statuses import PERSONAL_VERBS as PERSONAL_VERBS
+from taskyard.statuses import TERMINAL
+from taskyard.statuses import Status as Status
 from taskyard.storable import to_json
-from taskyard.tables import TERMINAL
-
-Status = Literal["scheduled", "pending", "queued", "running", "held", "succeeded", "failed", "cancelled", "expired"]
 
 #: Which statuses a verb leaves from, and where it may lead. The picture in docs/lifecycle.md is tested against this.
 TRANSITIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -62,8 +62,6 @@ TRANSITIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "running": ("running",),
     },
 }
-#: The verbs of people: what ``allowed`` in an illegal-transition problem names.
-PERSONAL_VERBS = ("cancel", "hold", "release", "retry", "update")
 
 
 def allowed_verbs(status: str) -> tuple[str, ...]:

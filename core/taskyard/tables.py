@@ -32,11 +32,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from taskyard.statuses import LIVE as LIVE
+from taskyard.statuses import TERMINAL as TERMINAL
+
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
 SCHEMA_REVISION = "0006"
 
-LIVE = ("scheduled", "pending", "queued", "running", "held")
-TERMINAL = ("succeeded", "failed", "cancelled", "expired")
 IN_LINE = ("pending", "queued", "running")
 DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
 
