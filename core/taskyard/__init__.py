@@ -18,6 +18,7 @@ from taskyard.handlers import Context, Handler, Retry, handler
 from taskyard.hookspecs import hookimpl
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
 from taskyard.outbound import http_client, read_limited, retry_after
+from taskyard.templates import HtmlTemplate, LineTemplate, MarkdownTemplate, TextTemplate
 
 __version__ = "0.1.0"
 
@@ -28,8 +29,11 @@ __all__ = [
     "DeliveryContext",
     "Event",
     "Handler",
+    "HtmlTemplate",
     "InvalidHandler",
     "InvalidInput",
+    "LineTemplate",
+    "MarkdownTemplate",
     "Notifier",
     "Retry",
     "RetryLater",
@@ -37,6 +41,7 @@ __all__ = [
     "TaskFailed",
     "TaskInfo",
     "TaskyardError",
+    "TextTemplate",
     "UnknownTaskType",
     "__version__",
     "handler",

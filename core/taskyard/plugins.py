@@ -262,7 +262,7 @@ def check_routes(registry: Registry, routes: Iterable[Route]) -> None:
 
 
 def route_options(registry: Registry, route: Route) -> BaseModel:
-    """A route's options, validated by its notifier's model.
+    """A route's options, validated by its notifier's model. Its validators find the plugin's configuration in their context, as ``config``.
 
     Raises:
         ConfigurationError: names the route and each wrong option.
@@ -276,6 +276,6 @@ def route_options(registry: Registry, route: Route) -> BaseModel:
             f"route {route.name!r}: no plugin brings the notifier {route.notifier!r}.{hint}" + (f" Failed plugins: {'; '.join(failed)}." if failed else "")
         )
     try:
-        return notifier.Options.model_validate(route.options)
+        return notifier.Options.model_validate(route.options, context={"config": registry.config_of_notifier(route.notifier)})
     except ValidationError as error:
         raise ConfigurationError(explain(f"route {route.name!r}: options", notifier.Options, error)) from error

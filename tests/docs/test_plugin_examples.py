@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 
-from taskyard import Context, Handler, Notifier
+from taskyard import Context, DeliveryContext, Handler, Notifier
 from taskyard.notifiers import check_notifier
 from taskyard.testing import make_event, run_handler, run_notifier
 
@@ -69,6 +69,11 @@ def test_the_tests_that_the_guide_shows_pass(installed: Path, tmp_path: Path) ->
     assert "2 passed" in run.stdout, run.stdout + run.stderr
 
 
+def _number_of(text: str) -> int:
+    """Which Python block of the guide has this text."""
+    return next(number for number, block in enumerate(blocks(AUTHORS, "python")) if text in block)
+
+
 def _module(tmp_path: Path, number: int) -> ModuleType:
     """A Python block of the guide, imported."""
     path = tmp_path / f"guide_{number}.py"
@@ -104,10 +109,17 @@ def test_the_guides_notifier_sends(tmp_path: Path) -> None:
 
 
 def test_the_guides_next_version_reads_what_the_first_one_stored(tmp_path: Path) -> None:
-    send: Handler[object, object] = _module(tmp_path, 3).send_letter
+    send: Handler[object, object] = _module(tmp_path, _number_of("def send_letter")).send_letter
     assert send.names == ("letters.send", "mail.send")
     assert run_handler(send, {"to": "ann"}, stored=True).result == 1
     assert run_handler(send, {"too": "ann"}, stored=True).code == "upgrade-failed"
+
+
+def test_the_guides_templates_make_a_message(tmp_path: Path) -> None:
+    options = _module(tmp_path, _number_of("class ChatOptions")).ChatOptions()
+    event, ctx = make_event("task.failed", data={"error": {"code": "time_out"}}), DeliveryContext("dlv_1", "chat")
+    assert options.title.render(event, ctx) == "task.failed: test.task"
+    assert options.body.render(event, ctx) == "**error.code** time\\_out\n"
 
 
 def test_the_guide_names_what_a_context_has() -> None:

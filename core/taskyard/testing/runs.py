@@ -194,7 +194,7 @@ def run_notifier(
         pydantic.ValidationError: the options do not fit.
     """
     made = check_notifier(notifier)
-    chosen = options if isinstance(options, BaseModel) else made.Options.model_validate(dict(options or {}))
+    chosen = options if isinstance(options, BaseModel) else made.Options.model_validate(dict(options or {}), context={"config": config})
     log = structlog.get_logger("taskyard.testing").bind(route=route, delivery_id=delivery_id)
     ctx = DeliveryContext(delivery_id=delivery_id, route=route, attempt=attempt, timeout=timeout, config=config, log=log)
     try:

@@ -1,0 +1,224 @@
+"""The notifier ``email``: sends each event as a mail, over SMTP."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+from email.message import EmailMessage
+from email.policy import SMTP as MAIL
+from email.utils import format_datetime, localtime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import aiosmtplib
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationInfo, model_validator
+
+from taskyard import DeliveryContext, Event, HtmlTemplate, LineTemplate, RetryLater, TaskFailed, TextTemplate, hookimpl
+
+PORTS = {"starttls": 587, "tls": 465, "plain": 25}
+
+SUBJECT = LineTemplate("[taskyard] {{ event.type }}{% if task.type %}: {{ task.type }}{% endif %}")
+TEXT = TextTemplate("""\
+{{ event.type }}{% if task.type %}: {{ task.type }}{% endif %}
+
+
+{% for name, value in data|flat %}
+{{ name }}: {{ value }}
+{% endfor %}
+
+task: {{ event.task_id }}
+attempt: {{ event.attempt }}
+queue: {{ task.queue }}
+{% if task.tags %}
+tags: {{ task.tags|join(", ") }}
+{% endif %}
+namespace: {{ task.namespace }}
+time: {{ event.time }}
+route: {{ route }}
+""")
+HTML = HtmlTemplate("""\
+<!doctype html>
+<html><body style="font-family: sans-serif">
+<h2>{{ event.type }}{% if task.type %}: {{ task.type }}{% endif %}</h2>
+<table cellpadding="4">
+{% for name, value in data|flat %}
+<tr><th align="left" valign="top">{{ name }}</th><td style="white-space: pre-wrap">{{ value }}</td></tr>
+{% endfor %}
+</table>
+<p style="color: #666">task {{ event.task_id }}, attempt {{ event.attempt }}, queue {{ task.queue }},
+{% if task.tags %}
+tags {{ task.tags|join(", ") }},
+{% endif %}
+namespace {{ task.namespace }}, {{ event.time }}, route {{ route }}</p>
+</body></html>
+""")
+
+
+def _check_address(text: str) -> str:
+    """One address, perhaps with a name before it (RFC 5322, 3.4)."""
+    try:
+        header = MAIL.header_factory("To", text) if text.isprintable() else None
+    except Exception:  # the parser raises IndexError, among others, at "a@"
+        header = None
+    if header is None or header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
+        raise ValueError("expected an address such as team@example.com or Team <team@example.com>")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+
+
+class Config(BaseModel):
+    """The section ``[plugins.email]``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str | None = Field(None, pattern=r"^[^\s/@]+$", description="The mail server.")
+    port: int | None = Field(None, ge=1, le=65535, description="Its port. Unset: 587 for starttls, 465 for tls, 25 for plain.")
+    security: Literal["starttls", "tls", "plain"] = Field(
+        "starttls", description="`starttls` refuses a server that does not offer it, `tls` speaks TLS from the start, `plain` encrypts nothing."
+    )
+    ca_file: Path | None = Field(None, description="Certificates (PEM) that may sign the server's, instead of the system's.")
+    username: str | None = Field(None, description="Name for the login. Unset: no login.")
+    password: SecretStr | None = Field(None, description="Password for the login.")
+    sender: Address | None = Field(None, description="Address that mails come from, such as Taskyard <taskyard@example.com>.")
+    timeout: float = Field(20.0, gt=0, le=300, description="Seconds that each step with the server may take.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("a login needs both username and password")
+        if self.password is not None and self.security == "plain" and self.host not in ("localhost", "127.0.0.1", "::1"):
+            raise ValueError("a password must not travel unencrypted: set security to starttls or tls")
+        if (self.host is None) != (self.sender is None):
+            raise ValueError("host and sender belong together")
+        return self
+
+    def tls(self) -> ssl.SSLContext:
+        """What the server's certificate is checked against."""
+        return ssl.create_default_context(cafile=self.ca_file)
+
+
+class EmailOptions(BaseModel):
+    """A route's options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: Addresses = Field(min_length=1, max_length=50, description="Who gets the mail.")
+    cc: Addresses = Field((), max_length=50, description="Who gets a copy.")
+    reply_to: Address | None = Field(None, description="Where answers go. Unset: to the sender.")
+    subject: LineTemplate = Field(SUBJECT, description="Template of the subject.")
+    text: TextTemplate | None = Field(None, description="Template of the plain text. Unset: one that suits every event.")
+    html: HtmlTemplate | None = Field(None, description="Template of the HTML. Unset: none beside a text of your own, else one that suits every event.")
+
+    @model_validator(mode="after")
+    def _check_server(self, info: ValidationInfo) -> Self:
+        config = (info.context or {}).get("config")
+        if isinstance(config, Config) and config.host is None:
+            raise ValueError("there is no mail server to send with: set host and sender in [plugins.email]")
+        return self
+
+
+class Email:
+    """Send each event as a mail, over SMTP."""
+
+    name: ClassVar[str] = "email"
+    Options: ClassVar[type[BaseModel]] = EmailOptions
+
+    async def send(self, event: Event, options: EmailOptions, ctx: DeliveryContext) -> str:
+        """One try: a temporary refusal (4xx), or no answer, means another one; a lasting refusal (5xx) means that more would not help."""
+        config: Config = ctx.config or Config()
+        if config.host is None or config.sender is None:
+            raise TaskFailed("there is no mail server to send with: set host and sender in [plugins.email]", code="no-server")
+        message = compose(event, options, config.sender, ctx)
+        try:
+            return await _transmit(message, config)
+        except aiosmtplib.SMTPException as error:
+            raise _judge(error, config.host) from error
+        except OSError as error:  # certificates too: what the operator mends in a day was not in vain
+            raise RetryLater(f"{config.host}: {error or type(error).__name__}") from error
+
+
+def compose(event: Event, options: EmailOptions, sender: str, ctx: DeliveryContext) -> EmailMessage:
+    """The mail of an event. Its id is the same in every try, so that mailboxes show one that arrives twice once."""
+    message = EmailMessage(policy=MAIL)
+    message["From"] = sender
+    message["To"] = ", ".join(options.to)
+    if options.cc:
+        message["Cc"] = ", ".join(options.cc)
+    if options.reply_to:
+        message["Reply-To"] = options.reply_to
+    message["Subject"] = options.subject.render(event, ctx)
+    message["Date"] = format_datetime(localtime())
+    domain = MAIL.header_factory("From", sender).addresses[0].domain
+    message["Message-ID"] = f"<{_message_id(event, ctx)}@{domain}>"
+    # Mail programs show what is about one task together.
+    message["References"] = f"<task.{event.task_id}@{domain}>"
+    # RFC 3834: nobody's holiday notice answers.
+    message["Auto-Submitted"] = "auto-generated"
+    text = (options.text or TEXT).render(event, ctx)
+    html = options.html or (HTML if options.text is None else None)
+    message.set_content(text)
+    if html is not None:
+        message.add_alternative(html.render(event, ctx), subtype="html")
+    return message
+
+
+def _message_id(event: Event, ctx: DeliveryContext) -> str:
+    """Unique among installations that send from one domain: their deliveries have the same numbers."""
+    unique = hashlib.sha256(f"{ctx.delivery_id} {ctx.route} {event.id} {event.task_id}".encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', ctx.delivery_id)}.{unique[:24]}"
+
+
+async def _transmit(message: EmailMessage, config: Config) -> str:
+    client = aiosmtplib.SMTP(
+        hostname=config.host,
+        port=config.port or PORTS[config.security],
+        timeout=config.timeout,
+        use_tls=config.security == "tls",
+        start_tls=config.security == "starttls",
+        tls_context=None if config.security == "plain" else config.tls(),
+        username=config.username,
+        password=config.password.get_secret_value() if config.password else None,
+    )
+    try:
+        await client.connect()
+        refused, said = await client.send_message(message)
+        # It is sent, whatever the server makes of our leave.
+        with suppress(aiosmtplib.SMTPException, OSError):
+            await client.quit(timeout=1)
+    finally:
+        client.close()
+    some = "".join(f"; refused for {address}: {answer.code} {answer.message[:200]}" for address, answer in refused.items())
+    return f"taken by {config.host}: {said[:200]}{some}"
+
+
+def _judge(error: aiosmtplib.SMTPException, host: str) -> RetryLater | TaskFailed:
+    """What a failure means for the delivery (RFC 5321, 4.2.1)."""
+    told: Sequence[aiosmtplib.SMTPResponseException]
+    match error:
+        case aiosmtplib.SMTPRecipientsRefused():
+            told = error.recipients
+        case aiosmtplib.SMTPResponseException():
+            told = [error]
+        case _:
+            return RetryLater(f"{host}: {error.message or type(error).__name__}")
+    said = "; ".join(f"{answer.code} {answer.message[:200]}" for answer in told[:5])
+    if not all(answer.code >= 500 for answer in told):
+        return RetryLater(f"{host}: {said}")
+    login = isinstance(error, aiosmtplib.SMTPAuthenticationError)
+    return TaskFailed(f"{host} refuses the {'login' if login else 'mail'}: {said}", code="login-refused" if login else "refused")
+
+
+@hookimpl
+def taskyard_config() -> type[BaseModel]:
+    return Config
+
+
+@hookimpl
+def taskyard_notifiers() -> Sequence[Any]:
+    return [Email]
