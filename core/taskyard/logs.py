@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from taskyard.masking import Hidden, escape_controls, mask, secrets_in
+from taskyard.masking import Hidden, escape_controls, mask, mask_url, secrets_in
 from taskyard.printed import Printed
 from taskyard.settings import LogSettings, Settings
 
@@ -34,6 +34,11 @@ _hidden = Hidden()
 def hide(secrets: Iterable[str]) -> None:
     """From now on no log line of this process shows these."""
     _hidden.add(secrets)
+
+
+def clean(text: str) -> str:
+    """The text without secrets: for what people are shown beside the log."""
+    return _hidden.clean(mask_url(text))
 
 
 def configure_role(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from taskyard import hookspecs, logs, masking
 from taskyard.errors import ConfigurationError, InvalidHandler, PluginConflict, UnknownTaskType
 from taskyard.handlers import Handler
-from taskyard.modelinfo import sentences
+from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier
 from taskyard.settings import Route, Settings
 from taskyard.storable import storable_text
@@ -230,7 +230,7 @@ def load_plugins_for(settings: Settings) -> Registry:
     """
     chosen = settings.plugins
     registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
-    check_routes(registry, settings.routes)
+    check_routes(registry, settings.routes, settings.place)
     logs.hide(masking.secrets_in([plugin.config for plugin in registry.plugins]))
     for route in settings.routes:
         usable = not is_waiting(registry, route)
@@ -249,16 +249,25 @@ def is_waiting(registry: Registry, route: Route) -> bool:
     return route.notifier not in registry.notifiers and any(plugin.state == "failed" for plugin in registry.plugins)
 
 
-def check_routes(registry: Registry, routes: Iterable[Route]) -> None:
-    """Refuse a route whose notifier is not there (unless a plugin has failed), or whose options its notifier does not take."""
-    seen: set[str] = set()
-    for route in routes:
-        where = f"route {route.name!r}"
+def check_routes(registry: Registry, routes: Iterable[Route], place: Callable[[Key], str] = lambda key: "") -> None:
+    """Refuse routes whose notifier is not there (unless a plugin has failed), or whose options its notifier does not take.
+
+    ``place`` tells where a setting was made.
+
+    Raises:
+        ConfigurationError: one line for each problem of each route.
+    """
+    problems, seen = [], set()
+    for number, route in enumerate(routes):
+        found: list[tuple[Key, str]] = []
         if route.name in seen:
-            raise ConfigurationError(f"{where}: the name is used twice; deliveries are told apart by it.")
+            found.append((("name",), "the name is used twice; deliveries are told apart by it."))
         seen.add(route.name)
         if not is_waiting(registry, route):
-            route_options(registry, route)
+            found += _validated(registry, route)[1]
+        problems += [f"{place(('routes', str(number), *key))}route {route.name!r}: {sentence}" for key, sentence in found]
+    if problems:
+        raise ConfigurationError("\n".join(problems))
 
 
 def route_options(registry: Registry, route: Route) -> BaseModel:
@@ -267,15 +276,26 @@ def route_options(registry: Registry, route: Route) -> BaseModel:
     Raises:
         ConfigurationError: names the route and each wrong option.
     """
+    options, problems = _validated(registry, route)
+    if options is None:
+        raise ConfigurationError("\n".join(f"route {route.name!r}: {sentence}" for _, sentence in problems))
+    return options
+
+
+def _validated(registry: Registry, route: Route) -> tuple[BaseModel | None, list[tuple[Key, str]]]:
+    """The options, or what is wrong and where in the route."""
     notifier = registry.notifiers.get(route.notifier)
     if notifier is None:
-        near = difflib.get_close_matches(route.notifier, registry.notifiers, n=1)
-        failed = [f"{p.name} ({p.reason})" for p in registry.plugins if p.state == "failed"]
-        hint = f" Did you mean {near[0]!r}?" if near else f" Installed: {', '.join(sorted(registry.notifiers)) or 'none'}."
-        raise ConfigurationError(
-            f"route {route.name!r}: no plugin brings the notifier {route.notifier!r}.{hint}" + (f" Failed plugins: {'; '.join(failed)}." if failed else "")
-        )
+        return None, [(("notifier",), _missing(registry, route.notifier))]
     try:
-        return notifier.Options.model_validate(route.options, context={"config": registry.config_of_notifier(route.notifier)})
+        return notifier.Options.model_validate(route.options, context={"config": registry.config_of_notifier(route.notifier)}), []
     except ValidationError as error:
-        raise ConfigurationError(explain(f"route {route.name!r}: options", notifier.Options, error)) from error
+        found = sentences(notifier.Options, error)
+        return None, [(("options", *key), f"{'.'.join(('options', *key))}: {sentence}") for key, sentence in found]
+
+
+def _missing(registry: Registry, notifier: str) -> str:
+    near = difflib.get_close_matches(notifier, registry.notifiers, n=1)
+    failed = [f"{p.name} ({p.reason})" for p in registry.plugins if p.state == "failed"]
+    hint = f" Did you mean {near[0]!r}?" if near else f" Installed: {', '.join(sorted(registry.notifiers)) or 'none'}."
+    return f"no plugin brings the notifier {notifier!r}.{hint}" + (f" Failed plugins: {'; '.join(failed)}." if failed else "")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, StringConstraints
 
 from taskyard import durations
 from taskyard.errors import ConfigurationError
@@ -172,6 +172,12 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     plugins: PluginSettings = PluginSettings()
     routes: tuple[Route, ...] = ()
+    _lines: dict[Key, str] = PrivateAttr(default_factory=dict)
+
+    def place(self, key: Key) -> str:
+        """Where a setting, or the nearest thing around it, was set, with a colon: ``taskyard.toml, line 7: ``. Nothing where that is not known."""
+        found = next((self._lines[key[:length]] for length in range(len(key), 0, -1) if key[:length] in self._lines), "")
+        return f"{found}: " if found else ""
 
     @property
     def asks_for_keys(self) -> bool:
@@ -210,7 +216,9 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
 
 def load_with_places(config: Path | None = None, **overrides: Any) -> Loaded[Settings]:
     """Like :func:`load_settings`, with the place that each setting came from."""
-    return read(Settings, config=config, aliases=ALIASES, fallback=_postgres_parts, overrides=overrides)
+    loaded = read(Settings, config=config, aliases=ALIASES, fallback=_postgres_parts, overrides=overrides)
+    loaded.settings._lines = loaded.lines
+    return loaded
 
 
 def _postgres_parts(variables: Mapping[str, str]) -> dict[Key, Leaf]:

@@ -32,17 +32,23 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One value as it was written, and where. ``folder`` is set where its strings may hold references."""
+    """One value as it was written, and where. ``folder`` is set where its strings may hold references, ``lines`` where it is from a file."""
 
     value: Any
     source: str
     line: int | None = None
     variable: str | None = None
     folder: Path | None = None
+    lines: Mapping[Key, int] = field(default_factory=dict)
 
     def where(self, key: Key) -> str:
         """The place, for people: file, line and setting, or the variable."""
-        return self.source + (f", line {self.line}" if self.line else "") + f": {self.variable or '.'.join(key)}"
+        return f"{self.place(key)}: {self.variable or '.'.join(key)}"
+
+    def place(self, key: Key) -> str:
+        """The place without the setting's name. Of a key inside of the value it is the line of the nearest thing around it."""
+        line = self.line or next((self.lines[key[:length]] for length in range(len(key), 0, -1) if key[:length] in self.lines), None)
+        return self.source + (f", line {line}" if line else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class Loaded(Generic[M]):
 
     settings: M
     places: dict[Key, str]
+    #: The place of each value that something set, and of what is inside of it, without its name: ``taskyard.toml, line 7``.
+    lines: dict[Key, str]
 
 
 def read(
@@ -88,7 +96,7 @@ class _Reader(Generic[M]):
     def add_toml(self, path: Path) -> None:
         tables, lines = read_toml(path)
         for key, value in self._flatten(tables, str(path)):
-            self.leaves[key] = Leaf(value, str(path), lines.get(key), folder=path.parent)
+            self.leaves[key] = Leaf(value, str(path), folder=path.parent, lines=lines)
 
     def _flatten(self, tables: dict[str, Any], source: str) -> Iterator[tuple[Key, Any]]:
         for section, table in tables.items():
@@ -155,9 +163,9 @@ class _Reader(Generic[M]):
         nested: dict[str, Any] = {}
         for key, leaf in self.leaves.items():
             try:
-                self._place(nested, key, self._resolved(leaf))
+                self._place(nested, key, self._resolved(key, leaf))
             except ConfigurationError as error:
-                self.problems.append(f"{leaf.where(key)}: {error}")
+                self.problems += str(error).splitlines()
         settings = None
         try:
             settings = self.model.model_validate(nested)
@@ -165,19 +173,28 @@ class _Reader(Generic[M]):
             self.problems += [f"{self._where(key)}: {sentence}" for key, sentence in sentences(self.model, error)]
         if self.problems or settings is None:
             raise ConfigurationError("\n".join(self.problems))
-        return Loaded(settings, {key: leaf.where(key) for key, leaf in self.leaves.items()})
+        lines = {inner: leaf.place(inner) for key, leaf in self.leaves.items() for inner in {key, *(k for k in leaf.lines if k[: len(key)] == key)}}
+        return Loaded(settings, {key: leaf.where(key) for key, leaf in self.leaves.items()}, lines)
 
-    def _resolved(self, leaf: Leaf) -> Any:
+    def _resolved(self, key: Key, leaf: Leaf) -> Any:
         """References are looked up only here: one that a stronger source overrides may point nowhere."""
         if leaf.folder is None:
             return leaf.value
-        return substitute(leaf.value, {(kind, name): resolve(kind, name, leaf.folder, self.variables) for kind, name in references(leaf.value)})
+        found, problems = {}, []
+        for inner, kind, name in references(leaf.value):
+            try:
+                found[kind, name] = resolve(kind, name, leaf.folder, self.variables)
+            except ConfigurationError as error:
+                problems.append(f"{leaf.where((*key, *inner))}: {error}")
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+        return substitute(leaf.value, found)
 
     def _place(self, table: Any, key: Key, value: Any) -> None:
         for part in key[:-1]:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
-                raise ConfigurationError(f"{part} is not a table elsewhere")
+                raise ConfigurationError(f"{self.leaves[key].where(key)}: {part} is not a table elsewhere")
         table[key[-1]] = value
 
     def _where(self, key: Key) -> str:

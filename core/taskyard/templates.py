@@ -135,9 +135,16 @@ class Template:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """A string in configurations and JSON."""
-        text = core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
-        written = core_schema.to_string_ser_schema()
-        return core_schema.json_or_python_schema(text, core_schema.union_schema([core_schema.is_instance_schema(cls), text]), serialization=written)
+        text, written = core_schema.str_schema(), core_schema.to_string_ser_schema()
+        return core_schema.no_info_plain_validator_function(cls._read, json_schema_input_schema=text, serialization=written)
+
+    @classmethod
+    def _read(cls, value: Any) -> Self:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise ValueError("expected a text, the template")
+        return cls(value)
 
     def __copy__(self) -> Self:
         return self

@@ -37,26 +37,56 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
         raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
 
 
+_HEADER = re.compile(r"\s*(\[\[?)\s*([\w.\"-]+)\s*\]\]?")
+_PAIR = re.compile(r"\s*([\w-]+)\s*=")
+
+
 def _lines_by_key(text: str) -> dict[Key, int]:
-    """The line of each plain ``key = value`` under its ``[table]``. Only for error messages: what it can't read it passes over."""
+    """The line of each table, and of each plain ``key = value`` in it. Of a list of tables (``[[routes]]``) the key has the position, from 0.
+
+    Only for error messages: what it can't read it passes over.
+    """
     lines: dict[Key, int] = {}
+    counts: dict[str, int] = {}
     table: Key = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\[?\s*([\w.\"-]+)\s*\]\]?", line):
-            table = tuple(part.strip('"') for part in header[1].split("."))
-            lines.setdefault(table[:1], number)
-        elif pair := re.match(r"\s*([\w-]+)\s*=", line):
+    for number, line in _statements(text):
+        if header := _HEADER.match(line):
+            table = _table(header[2].replace('"', "").split("."), header[1] == "[[", counts)
+            for length in range(1, len(table) + 1):
+                lines.setdefault(table[:length], number)
+        elif pair := _PAIR.match(line):
             lines.setdefault((*table, pair[1]), number)
     return lines
 
 
-def references(value: Any) -> Iterator[tuple[str, str]]:
-    """The ``${env:NAME}`` and ``${file:PATH}`` in a value's strings, as (kind, name)."""
+def _table(parts: list[str], repeated: bool, counts: dict[str, int]) -> Key:
+    """A header as a key: a list of tables means its newest one. Lists of tables are at the top: there are no others in this file."""
+    first, rest = parts[0], parts[1:]
+    if repeated and not rest:
+        counts[first] = counts.get(first, -1) + 1
+    return (first, str(counts[first]), *rest) if first in counts else tuple(parts)
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that may begin something: not those inside of a text of several lines, such as a template."""
+    inside = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if inside:
+            inside = "" if inside in line else inside
+            continue
+        yield number, line
+        opened = re.search(r"=\s*(\"{3}|'{3})", line)
+        if opened and line.count(opened[1]) == 1:
+            inside = opened[1]
+
+
+def references(value: Any, key: Key = ()) -> Iterator[tuple[Key, str, str]]:
+    """The ``${env:NAME}`` and ``${file:PATH}`` in a value's strings, as (where inside of it, kind, name)."""
     if isinstance(value, str):
-        yield from _REFERENCE.findall(value)
+        yield from ((key, kind, name) for kind, name in _REFERENCE.findall(value))
     elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from references(inner)
+        for part, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from references(inner, (*key, str(part)))
 
 
 def substitute(value: Any, resolved: Mapping[tuple[str, str], str]) -> Any:

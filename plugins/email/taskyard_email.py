@@ -69,7 +69,16 @@ def _check_address(text: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
-Addresses = Annotated[tuple[Address, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+
+
+def _check_number(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """Not by ``min_length``: that would tell of each wrong address that it is missing, too."""
+    if not 1 <= len(addresses) <= 50:
+        raise ValueError("expected 1 to 50 addresses")
+    return addresses
+
+
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), AfterValidator(_check_number)]
 
 
 class Config(BaseModel):
@@ -108,8 +117,8 @@ class EmailOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    to: Addresses = Field(min_length=1, max_length=50, description="Who gets the mail.")
-    cc: Addresses = Field((), max_length=50, description="Who gets a copy.")
+    to: Addresses = Field(description="Who gets the mail.")
+    cc: Addresses = Field((), description="Who gets a copy.")
     reply_to: Address | None = Field(None, description="Where answers go. Unset: to the sender.")
     subject: LineTemplate = Field(SUBJECT, description="Template of the subject.")
     text: TextTemplate | None = Field(None, description="Template of the plain text. Unset: one that suits every event.")

@@ -172,7 +172,7 @@ def test_config_check_tells_every_problem(cli: Cli) -> None:
         ("[[routes]]\nname = 'a'\nnotifier = 'webhook'\nevents = ['task.failed']", "route 'a': options.url: field required"),
         (
             "[[routes]]\nname = 'a'\nnotifier = 'webhook'\nevents = ['task.failed']\noptions = { url = 'ftp://x', secret = 'x' }",
-            "options.url: URL scheme should be 'http' or 'https'\nroute 'a': options.secret: expected whsec_",
+            "options.url: URL scheme should be 'http' or 'https'\ntaskyard.toml, line 5: route 'a': options.secret: expected whsec_",
         ),
     ],
 )

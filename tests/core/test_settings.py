@@ -154,9 +154,9 @@ def test_unknown_names_are_told_with_their_place_and_the_nearest_known_one(monke
     write("\nA=1\n\nTASKYARD_LOG_LEVEL=info", ".env")
     monkeypatch.setenv("TASKYARD_BROKR__URL", "x")
     told = problems().splitlines()
-    assert "taskyard.toml, line 2: databse: no such setting. Did you mean 'database'?" in told
+    assert "taskyard.toml, line 1: databse: no such setting. Did you mean 'database'?" in told
     assert "taskyard.toml, line 5: api.prt: no such setting. Did you mean 'port'?" in told
-    assert "taskyard.toml, line 7: routes.0.notifer: no such setting. Did you mean 'notifier'?" in told
+    assert "taskyard.toml, line 9: routes.0.notifer: no such setting. Did you mean 'notifier'?" in told
     assert ".env, line 4: TASKYARD_LOG_LEVEL: no such setting. Did you mean 'TASKYARD_LOG__LEVEL'?" in told
     assert "environment: TASKYARD_BROKR__URL: no such setting. Did you mean 'TASKYARD_BROKER__URL'?" in told
 

@@ -15,6 +15,9 @@ from taskyard_email import Config, Email, EmailOptions
 
 from .mail import LOGIN, MailServer, mail_server, silent_server
 
+# aiosmtplib can't be asked to wait until TLS has taken leave: with the test's event loop the connection ends in the middle of that.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
+
 TASK = TaskInfo("acme", "report.make", "slow", 7, ("vip", "nightly"), "failed")
 SENDER = "Taskyard <taskyard@example.com>"
 

@@ -25,6 +25,7 @@ CORE = {
     "tasks": "taskyard.cli.tasks:app",
     "keys": "taskyard.cli.keys:app",
     "plugins": "taskyard.cli.plugins:app",
+    "notifiers": "taskyard.cli.notifiers:app",
     "config": "taskyard.cli.config:app",
     "health": "taskyard.cli.health:app",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import typer
 
 from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, write_json, write_table
@@ -10,7 +12,7 @@ from taskyard.dispatch.app import check_broker_url
 from taskyard.errors import ConfigurationError
 from taskyard.masking import mask
 from taskyard.modelinfo import Key
-from taskyard.plugins import WAITING, is_waiting, load_plugins_for
+from taskyard.plugins import WAITING, check_routes, is_waiting, load_plugins
 from taskyard.settings import Settings, load_settings, load_with_places
 
 app = typer.Typer(help="Look at the settings, and check them.", no_args_is_help=True)
@@ -78,9 +80,26 @@ def _url_problems(settings: Settings) -> list[str]:
 
 
 def _plugin_problems(settings: Settings) -> list[str]:
+    chosen = settings.plugins
     try:
-        registry = load_plugins_for(settings)
+        registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
     except ConfigurationError as error:
-        return str(error).splitlines()
-    failed = [f"plugin {plugin.name!r} ({plugin.distribution}): {plugin.reason}" for plugin in registry.plugins if plugin.state == "failed"]
-    return failed + [f"route {route.name!r} to {route.notifier!r}: {WAITING}." for route in settings.routes if is_waiting(registry, route)]
+        return [_placed(line, settings) for line in str(error).splitlines()]
+    problems = []
+    for plugin in registry.plugins:
+        if plugin.state == "failed":
+            problems += [_placed(f"plugin {plugin.name!r} ({plugin.distribution}): {line}", settings) for line in str(plugin.reason).splitlines()]
+    for number, route in enumerate(settings.routes):
+        if is_waiting(registry, route):
+            problems.append(f"{settings.place(('routes', str(number)))}route {route.name!r} to {route.notifier!r}: {WAITING}.")
+    try:
+        check_routes(registry, settings.routes, settings.place)
+    except ConfigurationError as error:
+        problems += str(error).splitlines()
+    return problems
+
+
+def _placed(sentence: str, settings: Settings) -> str:
+    """The sentence, after the place of the plugin's setting that it names."""
+    named = re.search(r"(?:^|: )(plugins(?:\.[\w-]+)+): ", sentence)
+    return settings.place(tuple(named[1].split("."))) + sentence if named else sentence
