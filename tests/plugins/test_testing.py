@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import httpx2
 import pytest
 from pydantic import BaseModel, Field
 
 from taskyard import Context, InvalidInput, Retry, RetryLater, TaskFailed, handler
-from taskyard.testing import assert_plugin_conforms, check_plugin, make_event, run_handler
+from taskyard.testing import Answer, NotStarted, assert_plugin_conforms, check_plugin, make_event, receiver, run_handler, running_taskyard
 
 
 class Add(BaseModel):
@@ -165,3 +168,68 @@ def test_what_a_plugin_lacks_is_told_in_a_sentence(install: Callable[[str], str]
 
 def test_a_plugin_that_is_not_installed_is_told_with_the_near_one() -> None:
     assert check_plugin("htp") == ["No plugin 'htp' is installed. Did you mean 'http'?"]
+
+
+def test_a_run_keeps_what_its_handler_logged() -> None:
+    @handler("sum.talk")
+    def talk(payload: dict[str, Any], ctx: Context) -> None:
+        """Talk."""
+        ctx.log.bind(page=1).warning("slow %s", "page", size=3)
+
+    (line,) = run_handler(talk, {}).logs
+    assert (line.level, line.message, line.fields) == ("warning", "slow page", {"page": 1, "size": 3})
+
+
+@pytest.mark.parametrize(
+    ("how", "events", "data"),
+    [
+        ("plain", ["task.started", "task.progress", "task.succeeded"], {}),
+        ("fail", ["task.started", "task.progress", "task.failed"], {"error": {"code": "no", "message": "no"}}),
+        ("later", ["task.started", "task.progress", "task.retrying"], {"error": {"code": "retry-later", "message": "asked to run again later"}, "delay": 7}),
+    ],
+)
+def test_a_run_has_the_events_that_notifiers_would_get(how: str, events: list[str], data: dict[str, Any]) -> None:
+    run = run_handler(add, {"n": [], "how": how}, tags=("a",))
+    assert [event.type for event in run.events] == events
+    assert run.events[0].data == {"worker": "test", "fence": 1}
+    assert run.events[-1].data == data
+    assert (run.events[-1].task.type, run.events[-1].task.status, run.events[-1].task.tags) == ("sum.add", run.status, ("a",))
+
+
+def test_a_receiver_records_and_answers_as_it_is_told() -> None:
+    with receiver() as site:
+        site.answer(503, Answer(200, "later", {"x-a": "b"}), Answer(close=True))
+        with httpx2.Client(trust_env=False) as client:
+            assert client.post(f"{site.url}hook?a=1", json={"b": 2}, headers={"X-C": "d"}).status_code == 503
+            answer = client.get(site.url)
+            assert (answer.text, answer.headers["x-a"]) == ("later", "b")
+            with pytest.raises(httpx2.TransportError):
+                client.get(site.url)
+            assert client.put(site.url).status_code == 200
+        first = site.wait(4)[0]
+        assert (first.method, first.path, first.headers["x-c"], first.json()) == ("POST", "/hook?a=1", "d", {"b": 2})
+        with pytest.raises(TimeoutError, match="4 of 5 requests"):
+            site.wait(5, timeout=0)
+
+
+def test_a_receiver_that_is_slow_to_answer_is_closed_at_once() -> None:
+    with receiver() as site:
+        site.answer(Answer(delay=3600))
+        with httpx2.Client(trust_env=False, timeout=0.05) as client, pytest.raises(httpx2.ReadTimeout):
+            client.get(site.url)
+        site.wait(1)
+
+
+def test_pytest_finds_the_fixtures_and_no_run_pays_for_them(tmp_path: Path) -> None:
+    (tmp_path / "test_alone.py").write_text(
+        "import sys\n\ndef test_nothing_of_taskyard_is_imported(request):\n    assert not any(name.partition('.')[0] == 'taskyard' for name in sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "--fixtures", "--rootdir", str(tmp_path), str(tmp_path)], capture_output=True, text=True)
+    assert {"taskyard", "taskyard_toml", "taskyard_receiver"} <= set(re.findall(r"^(\w+)", run.stdout, re.MULTILINE)), run.stdout
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), str(tmp_path)], capture_output=True, text=True)
+    assert "1 passed" in run.stdout, run.stdout
+
+
+def test_a_service_that_can_not_start_says_why() -> None:
+    with pytest.raises(NotStarted, match="no such setting"), running_taskyard(toml="[database]\nurll = 'x'\n"):
+        pass

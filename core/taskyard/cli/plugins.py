@@ -1,7 +1,9 @@
-"""Look at the installed plugins, and check them."""
+"""Look at the installed plugins, check them, and make new ones."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +12,7 @@ from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, text, 
 from taskyard.plugins import Plugin, Registry, load_plugins
 from taskyard.settings import PluginSettings, load_settings
 
-app = typer.Typer(help="Look at the installed plugins, and check them.", no_args_is_help=True)
+app = typer.Typer(help="Look at the installed plugins, check them, and make new ones.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -68,3 +70,28 @@ def _tell(found: dict[str, list[str]]) -> None:
             console().print(text(f"{name}: fine"))
         for problem in problems:
             say(f"{name}: {problem}")
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The plugin's name, such as words. Its folder is called the same.")],
+    notifier: Annotated[bool, typer.Option("--notifier", help="A plugin with a notifier instead of a handler.")] = False,
+    directory: Annotated[Path, typer.Option("--dir", help="Where to make the folder.")] = Path(),
+) -> None:
+    """Write a new plugin: a distribution with a handler, or a notifier, and tests that pass."""
+    from taskyard.scaffold import make_plugin
+
+    made = make_plugin(name, "notifier" if notifier else "handler", directory)
+    folder, project = shlex.quote(str(made.folder)), shlex.quote(f"{made.folder}[test]")
+    if "/" not in str(made.folder):
+        # Without it pip might take the folder for a project on PyPI.
+        project = shlex.quote(f"./{made.folder}[test]")
+    submit = "" if notifier else f'  taskyard submit {made.plugin}.greet --payload \'{{"name": "world"}}\' --wait\n'
+    typer.echo(
+        f"Made the plugin {made.plugin!r} in {made.folder}. Next:\n"
+        f"  python -m pip install -e {project}\n"
+        f"  python -m pytest {folder}\n"
+        f"  taskyard plugins check {made.plugin}\n"
+        f"Then start Taskyard again, or with --reload.\n{submit}",
+        nl=False,
+    )

@@ -19,6 +19,7 @@ from taskyard.errors import InvalidInput, RetryLater, TaskCancelled, TaskFailed
 from taskyard.handlers import Context, Handler, Submission
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check_notifier
 from taskyard.storable import escape_pointer
+from taskyard.testing.recording import LogLine, recording_log
 from taskyard.upgrades import read_payload
 
 Progress = tuple[float | None, str | None]
@@ -30,7 +31,8 @@ class HandlerRun:
 
     ``status`` is what the task becomes: ``succeeded``, ``failed``, ``cancelled``, or ``scheduled`` when it would be tried
     again after ``delay`` seconds. ``result`` is JSON, as clients see it. ``error`` is what the handler raised, ``code`` its
-    slug. ``submissions`` are empty unless the run succeeded, as in a worker.
+    slug. ``submissions`` are empty unless the run succeeded, as in a worker. ``logs`` is what it said to ``ctx.log``. ``events``
+    are those of its history from the start of the run to its end, as notifiers get them: ``run_notifier(..., run.events[-1])``.
     """
 
     status: Literal["succeeded", "failed", "cancelled", "scheduled"]
@@ -40,6 +42,8 @@ class HandlerRun:
     delay: float | None = None
     progress: list[Progress] = field(default_factory=list)
     submissions: list[Submission] = field(default_factory=list)
+    logs: list[LogLine] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -93,6 +97,7 @@ def run_handler(
     """
     seconds = handler.timeout if timeout is None else timeout
     recorder = _Recorder(listener=on_progress)
+    lines: list[LogLine] = []
     ctx = Context(
         task_id=task_id or uuid7.uuid7(),
         type=handler.type,
@@ -102,18 +107,42 @@ def run_handler(
         metadata=metadata or {},
         deadline=datetime.now(UTC) + timedelta(seconds=seconds),
         config=config,
-        log=structlog.get_logger(handler.plugin or "taskyard.testing"),
+        log=recording_log(handler.plugin or "taskyard.testing", lines),
         reporter=recorder,
     )
     if cancelled:
         ctx.cancel()
     try:
         given = read_payload(handler, _as_text(payload)) if stored else _validated(handler, payload)
+        run = _outcome(handler, given, ctx, seconds)
     except TaskFailed as error:
-        return HandlerRun("failed", error=error, code=error.code)
-    run = _outcome(handler, given, ctx, seconds)
-    run.progress = recorder.seen
+        run = HandlerRun("failed", error=error, code=error.code)
+    run.progress, run.logs = recorder.seen, lines
+    run.events = _history(handler, ctx, run)
     return run
+
+
+def _history(handler: Handler[Any, Any], ctx: Context, run: HandlerRun) -> list[Event]:
+    """The events that a worker would have recorded of this run."""
+    tags = tuple(ctx.tags)
+    error = None if run.error is None else {"code": run.code, "message": str(run.error), **getattr(run.error, "details", {})}
+    told = {"error": None if run.status == "cancelled" else error, "delay": run.delay}
+    steps: list[tuple[str, str, dict[str, Any]]] = [
+        ("started", "running", {"worker": "test", "fence": ctx.fence}),
+        *(("progress", "running", {"fraction": fraction, "message": message}) for fraction, message in run.progress),
+        ("retrying" if run.status == "scheduled" else run.status, run.status, {name: value for name, value in told.items() if value is not None}),
+    ]
+    return [
+        make_event(
+            f"task.{name}",
+            id=str(number),
+            task_id=ctx.task_id,
+            attempt=ctx.attempt,
+            data=data,
+            task=TaskInfo("default", handler.type, handler.queue, handler.priority, tags, status),
+        )
+        for number, (name, status, data) in enumerate(steps, 1)
+    ]
 
 
 def _as_text(payload: Any) -> str:
