@@ -8,10 +8,10 @@ import binascii
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import httpx2
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
 from standardwebhooks import Webhook as Signer
 
 from taskyard import AddressRefused, DeliveryContext, Event, RetryLater, TaskFailed, hookimpl, http_client, retry_after
@@ -31,6 +31,9 @@ def _check_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
+
+
 class Config(BaseModel):
     """The section ``[plugins.webhook]``."""
 
@@ -45,8 +48,20 @@ class WebhookOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: HttpUrl = Field(description="Where to post.")
-    secret: Annotated[SecretStr, AfterValidator(_check_secret)] = Field(description="Signing secret, shared with the receiver: whsec_ and Base64.")
+    secret: Secret | None = Field(None, description="Signing secret, shared with the receiver: whsec_ and Base64.")
+    secrets: tuple[Secret, ...] = Field((), max_length=5, description="Several, while the receiver changes from one to another: each signs.")
     timeout: float = Field(15.0, gt=0, le=300, description="Seconds that the receiver may take to answer.")
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Self:
+        if not self.keys():
+            raise ValueError("expected secret, or secrets: a receiver must be able to tell who calls")
+        return self
+
+    def keys(self) -> list[str]:
+        """All the secrets that sign, each once."""
+        given = [self.secret, *self.secrets] if self.secret else list(self.secrets)
+        return list(dict.fromkeys(secret.get_secret_value() for secret in given))
 
 
 class Webhook:
@@ -59,7 +74,7 @@ class Webhook:
         """One try: any 2xx is a delivery, 410 means never again, everything else another try."""
         config = ctx.config or Config()
         body = json.dumps(event.to_cloudevent(), separators=(",", ":"), allow_nan=False)
-        headers = signed_headers(options.secret.get_secret_value(), ctx.delivery_id, datetime.now(UTC), body)
+        headers = signed_headers(options.keys(), ctx.delivery_id, datetime.now(UTC), body)
         try:
             async with (
                 asyncio.timeout(options.timeout),
@@ -77,22 +92,29 @@ class Webhook:
             raise RetryLater(f"{options.url.host}: {error or type(error).__name__}") from error
 
 
-def signed_headers(secret: str, message_id: str, now: datetime, body: str) -> dict[str, str]:
-    """The headers of the Standard Webhooks specification, and the media type of CloudEvents' structured mode."""
+def signed_headers(secrets: Sequence[str], message_id: str, now: datetime, body: str) -> dict[str, str]:
+    """The headers of the Standard Webhooks specification, and the media type of CloudEvents' structured mode.
+
+    Of several signatures a receiver needs one that it can verify.
+    """
     return {
         "content-type": "application/cloudevents+json; charset=utf-8",
         "webhook-id": message_id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Signer(secret).sign(message_id, now, body),
+        "webhook-signature": " ".join(Signer(secret).sign(message_id, now, body) for secret in secrets),
     }
 
 
 def _judge(response: httpx2.Response) -> str:
-    told = f"HTTP {response.status_code} {response.reason_phrase}".rstrip()
+    """What an answer means. Its status and its reason are all that is told of it: the body is not even read."""
+    reason = "".join(character for character in response.reason_phrase[:100] if character.isprintable())
+    told = f"HTTP {response.status_code} {reason}".rstrip()
     if response.is_success:
         return told
     if response.status_code == 410:
         raise TaskFailed(f"{told}: the receiver wants no more of this", code="gone")
+    if response.is_redirect:
+        raise RetryLater(f"{told}: a redirect, which is not followed; give the address that answers")
     raise RetryLater(told, delay=retry_after(response.headers) if response.status_code in (429, 503) else None)
 
 

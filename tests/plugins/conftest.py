@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -94,6 +96,37 @@ def serve_site() -> Iterator[Callable[..., Site]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@dataclass
+class RawReceiver:
+    """What :func:`raw_receiver` did: the bytes that it could send, and whether its connection has ended."""
+
+    port: int
+    sent: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def raw_receiver(head: bytes, repeat: bytes = b"", times: int = 0) -> Iterator[RawReceiver]:
+    """A receiver that takes one request, sends ``head``, then ``repeat`` so many times, and closes: an answer that no HTTP server would give."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        receiver = RawReceiver(listening.getsockname()[1])
+
+        def answer() -> None:
+            with suppress(OSError), listening.accept()[0] as connection:
+                connection.recv(65536)
+                for part in (head, *([repeat] * times)):
+                    connection.sendall(part)
+                    receiver.sent += len(part)
+            receiver.ended.set()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield receiver
+        with suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        thread.join(30)
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from standardwebhooks import Webhook as Receiver
 from standardwebhooks import WebhookVerificationError
 
-from taskyard import TaskInfo
+from taskyard import TaskFailed, TaskInfo
 from taskyard.testing import NotifierRun, make_event, run_notifier
 from taskyard_webhook import Config, Webhook, WebhookOptions
 
-from .conftest import Answer, Site
+from .conftest import Answer, Site, raw_receiver
 
 LOCAL = Config(allow_private_networks=True)
 SECRET = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
@@ -52,6 +52,26 @@ def test_a_changed_body_and_another_secret_do_not_verify(serve_site: Start) -> N
         Receiver(base64.b64encode(secrets.token_bytes(32)).decode()).verify(asked.body, asked.headers)
 
 
+def test_while_secrets_change_each_signs_and_either_verifies(serve_site: Start) -> None:
+    old, new, other = ("whsec_" + base64.b64encode(secrets.token_bytes(32)).decode() for _ in range(3))
+    site = serve_site({"/": Answer(200)})
+    for options in ({"secrets": [new, old]}, {"secret": new, "secrets": [old, new]}):
+        assert run_notifier(Webhook, {"url": site.url(), **options}, config=LOCAL).status == "delivered"
+        asked = site.asked[-1]
+        assert len(asked.headers["webhook-signature"].split(" ")) == 2
+        for secret in (old, new):
+            Receiver(secret).verify(asked.body, asked.headers)
+        with pytest.raises(WebhookVerificationError):
+            Receiver(other).verify(asked.body, asked.headers)
+
+
+def test_a_route_without_any_secret_is_refused() -> None:
+    with pytest.raises(ValidationError, match="expected secret, or secrets"):
+        WebhookOptions.model_validate({"url": "https://hooks.example.com/"})
+    with pytest.raises(ValidationError, match="expected whsec_ followed by Base64"):
+        WebhookOptions.model_validate({"url": "https://hooks.example.com/", "secrets": [SECRET, "hunter2"]})
+
+
 def test_every_try_of_a_delivery_has_the_same_id(serve_site: Start) -> None:
     site = serve_site({"/": Answer(500)})
     for attempt in (1, 2):
@@ -76,6 +96,53 @@ def test_retry_after_is_honoured_where_it_means_something(serve_site: Start, sta
 
 def test_gone_ends_the_delivery(serve_site: Start) -> None:
     assert _send(serve_site({"/": Answer(410)}).url()).status == "dead"
+
+
+@pytest.mark.parametrize("target", ["http://169.254.169.254/latest", "http://127.0.0.1:1/", "/elsewhere"])
+def test_a_redirect_is_not_followed_and_named(serve_site: Start, target: str) -> None:
+    site = serve_site({"/": Answer(307, {"location": target}), "/elsewhere": Answer(200)})
+    run = _send(site.url())
+    assert (run.status, run.detail) == ("retry", "HTTP 307 Temporary Redirect: a redirect, which is not followed; give the address that answers")
+    assert [asked.path for asked in site.asked] == ["/"]
+
+
+def test_a_code_of_its_own_says_that_a_receiver_is_gone(serve_site: Start) -> None:
+    error = _send(serve_site({"/": Answer(410)}).url()).error
+    assert isinstance(error, TaskFailed)
+    assert error.code == "gone"
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(200, "delivered"), (500, "retry")])
+def test_an_answer_of_100_mb_is_not_read(status: int, outcome: str) -> None:
+    head = f"HTTP/1.1 {status} Fine\r\ncontent-length: 100000000\r\n\r\n".encode()
+    with raw_receiver(head, repeat=b"x" * 100_000, times=1000) as receiver:
+        run = _send(f"http://127.0.0.1:{receiver.port}/")
+        assert (run.status, run.detail) == (outcome, f"HTTP {status} Fine")
+        assert receiver.ended.wait(30), "its connection is closed"
+    assert receiver.sent < 20_000_000, "what the sockets' buffers take, and no more"
+
+
+def test_headers_without_end_are_not_read() -> None:
+    with raw_receiver(b"HTTP/1.1 200 OK\r\n", repeat=b"x-more: " + b"y" * 1000 + b"\r\n", times=100_000) as receiver:
+        assert _send(f"http://127.0.0.1:{receiver.port}/").status == "retry"
+        assert receiver.ended.wait(30)
+    assert receiver.sent < 20_000_000
+
+
+def test_a_receiver_that_closes_in_the_middle_of_its_body_has_answered() -> None:
+    with raw_receiver(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf") as receiver:
+        assert _send(f"http://127.0.0.1:{receiver.port}/").status == "delivered"
+
+
+def test_a_receiver_that_closes_before_it_has_answered_means_another_try() -> None:
+    with raw_receiver(b"HTTP/1.1 20") as receiver:
+        assert _send(f"http://127.0.0.1:{receiver.port}/").status == "retry"
+
+
+def test_an_answer_is_told_by_status_and_reason_alone() -> None:
+    reason = b"No" + b"o" * 500
+    with raw_receiver(b"HTTP/1.1 500 " + reason + b"\r\nx-secret: hunter2\r\ncontent-length: 9\r\n\r\nour inner") as receiver:
+        assert _send(f"http://127.0.0.1:{receiver.port}/").detail == f"HTTP 500 {reason[:100].decode()}"
 
 
 def test_a_receiver_that_is_down_or_slow_means_another_try(serve_site: Start) -> None:
