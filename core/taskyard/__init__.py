@@ -12,6 +12,7 @@ from taskyard.errors import (
     TaskCancelled,
     TaskFailed,
     TaskyardError,
+    UniqueConflict,
     UnknownTaskType,
 )
 from taskyard.handlers import Context, Handler, Retry, handler
@@ -19,6 +20,7 @@ from taskyard.hookspecs import hookimpl
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
 from taskyard.outbound import http_client, read_limited, retry_after
 from taskyard.templates import HtmlTemplate, LineTemplate, MarkdownTemplate, TextTemplate
+from taskyard.transactional import SubmittedTask, submit, submit_async
 
 __version__ = "0.1.0"
 
@@ -37,11 +39,13 @@ __all__ = [
     "Notifier",
     "Retry",
     "RetryLater",
+    "SubmittedTask",
     "TaskCancelled",
     "TaskFailed",
     "TaskInfo",
     "TaskyardError",
     "TextTemplate",
+    "UniqueConflict",
     "UnknownTaskType",
     "__version__",
     "handler",
@@ -49,4 +53,6 @@ __all__ = [
     "http_client",
     "read_limited",
     "retry_after",
+    "submit",
+    "submit_async",
 ]

@@ -1,0 +1,146 @@
+"""Submitting from a Python service that shares Taskyard's database: in its own transaction, which decides about the task too.
+
+Importing this imports no SQLAlchemy: what needs it is imported when something is submitted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from taskyard.errors import ConfigurationError, UniqueConflict
+from taskyard.handlers import Handler
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
+    from taskyard.lifecycle import NewTask, Status
+    from taskyard.plugins import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedTask:
+    """A task that is there once the caller's transaction commits. Times are the database's: ``created_at`` is when that transaction began."""
+
+    id: UUID
+    namespace: str
+    type: str
+    status: Status
+    queue: str
+    priority: int
+    run_at: datetime
+    created_at: datetime
+    tags: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    unique_key: str | None
+
+
+def submit(
+    connection: Connection | Session,
+    type: str | Handler[Any, Any],
+    payload: Any,
+    *,
+    namespace: str = "default",
+    registry: Registry | None = None,
+    wake: bool = True,
+    **options: Any,
+) -> SubmittedTask:
+    """Submit a task in the transaction of ``connection``: it can be seen, and run, if and when that commits. Commits nothing itself.
+
+    ``options`` are those of ``POST /tasks`` (priority, queue, run_at, tags, unique_key, ...). The payload is validated by the handler of the
+    type, which ``registry`` has: by default, that of the installed plugins and this process's settings, loaded once, when it is first needed.
+    With ``wake`` the commit tells the dispatchers; without it they find the task by themselves, within ``dispatch.tick``.
+
+    Raises:
+        UnknownTaskType: no installed plugin brings the type.
+        InvalidInput: the payload or an option breaks a rule; carries pointers.
+        UniqueConflict: a live task has the ``unique_key``. The transaction goes on: nothing was written.
+        ConfigurationError: the connection is to another kind of database than PostgreSQL; or see taskyard.settings.load_settings.
+    """
+    return _insert(_connection(connection), _prepare(type, payload, namespace, registry, options), wake=wake)
+
+
+async def submit_async(
+    connection: AsyncConnection | AsyncSession,
+    type: str | Handler[Any, Any],
+    payload: Any,
+    *,
+    namespace: str = "default",
+    registry: Registry | None = None,
+    wake: bool = True,
+    **options: Any,
+) -> SubmittedTask:
+    """:func:`submit` in the transaction of an AsyncConnection or AsyncSession."""
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    task = _prepare(type, payload, namespace, registry, options)
+    used = await connection.connection() if isinstance(connection, AsyncSession) else connection
+    return await used.run_sync(_insert, task, wake=wake)
+
+
+def _connection(given: Connection | Session) -> Connection:
+    from sqlalchemy.orm import Session
+
+    return given.connection() if isinstance(given, Session) else given
+
+
+def _prepare(type: str | Handler[Any, Any], payload: Any, namespace: str, registry: Registry | None, options: Mapping[str, Any]) -> NewTask:
+    from taskyard.submission import prepare
+
+    fields: dict[str, Any] = {
+        "type": type.type if isinstance(type, Handler) else type,
+        "payload": payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else payload,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
+    }
+    return prepare(registry or _installed(), fields, namespace=namespace)
+
+
+def _insert(connection: Connection, task: NewTask, *, wake: bool) -> SubmittedTask:
+    from taskyard import lifecycle
+    from taskyard.channels import announce
+
+    if connection.dialect.name != "postgresql":
+        raise ConfigurationError(f"submit: expected a connection to Taskyard's PostgreSQL, not to {connection.dialect.name}.")
+    while not (row := lifecycle.submit(connection, [task]).get(task.id)):
+        # Whoever had the key may have ended between the two statements: then it is free.
+        key = task.unique_key or ""
+        if holder := lifecycle.live_with_unique_key(connection, task.namespace, key):
+            raise UniqueConflict(key, str(holder))
+    if wake:
+        announce(connection, [(task.queue, task.lane)])
+    return SubmittedTask(
+        id=task.id,
+        namespace=task.namespace,
+        type=task.type,
+        status=row["status"],
+        queue=task.queue,
+        priority=task.priority,
+        run_at=row["run_at"],
+        created_at=row["created_at"],
+        tags=task.tags,
+        metadata=task.metadata,
+        unique_key=task.unique_key,
+    )
+
+
+_loading = threading.Lock()
+_loaded: list[Registry] = []
+
+
+def _installed() -> Registry:
+    """The registry of this process's settings. Plugins are loaded once for all its threads."""
+    with _loading:
+        if not _loaded:
+            from taskyard.plugins import load_plugins_for
+            from taskyard.settings import load_settings
+
+            _loaded.append(load_plugins_for(load_settings()))
+        return _loaded[0]
