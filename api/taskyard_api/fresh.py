@@ -44,6 +44,8 @@ def new_task(new: NewTask, row: RowMapping) -> dict[str, Any]:
         "next_run_at": row["next_run_at"],
         "cancel_requested": False,
         "version": 1,
+        "position": None,
+        "estimated_start": None,
     }
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from taskyard.lifecycle import Status
+from taskyard.place import COUNT_LIMIT
 from taskyard.tasklogs import Level
 
 Text = Annotated[str, BeforeValidator(str)]
@@ -83,15 +84,15 @@ class TaskOut(Out):
     next_run_at: datetime | None = Field(description="When it is next looked at: a first start ahead, or a retry's back-off.")
     cancel_requested: Annotated[bool, BeforeValidator(lambda at: at is not None)] = Field(validation_alias="cancel_requested_at")
     version: int = Field(description="Grows with every change.")
-
-
-class PlaceOut(Out):
-    """Where a waiting task stands."""
-
-    position: int | None = Field(description="1 is the next of its queue and lane to start. Null: it is not in line.")
-    capped: bool = Field(description="Counting stopped at `position`: the task may stand further back.")
+    position: int | None = Field(
+        None,
+        description="In the answer of GET /tasks/{id}: 1 is the next of its queue and lane to start, "
+        f"{COUNT_LIMIT:,} is that place or one further back. Null: it is not in line.",
+    )
     estimated_start: datetime | None = Field(
-        description="An estimate, from how long tasks took lately on the workers that there are; a planned time, if it has one. Null: nothing can be said."
+        None,
+        description="In the answer of GET /tasks/{id}: an estimate, from how long tasks took lately on the workers that there are; "
+        "a planned time, if it has one. Null: nothing can be said.",
     )
 
 
@@ -286,7 +287,6 @@ class Ready(Out):
 TASK: TypeAdapter[TaskOut] = TypeAdapter(TaskOut)
 TASK_BATCH: TypeAdapter[TaskBatch] = TypeAdapter(TaskBatch)
 TASK_PAGE: TypeAdapter[TaskPage] = TypeAdapter(TaskPage)
-PLACE: TypeAdapter[PlaceOut] = TypeAdapter(PlaceOut)
 EVENT_PAGE: TypeAdapter[EventPage] = TypeAdapter(EventPage)
 LOG_PAGE: TypeAdapter[LogPage] = TypeAdapter(LogPage)
 DELIVERY: TypeAdapter[DeliveryOut] = TypeAdapter(DeliveryOut)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
 from taskyard import queries
-from taskyard.tables import IN_LINE
 
-#: Counting stops here: further ahead than this, a number tells little more.
-COUNT_LIMIT = 10_000
+#: Counting stops here: further back than this, a number tells little more. A thousand cost about what reading the task costs, measured.
+COUNT_LIMIT = 1_000
 #: An estimate that is further away than this is none.
 HORIZON = timedelta(days=30)
 
@@ -38,27 +38,35 @@ FROM workers w WHERE :queue = ANY (w.queues) AND w.beat_at > now() - :silence * 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """``position`` is 1 for the next; ``capped`` means: or further back. Both times are None where nothing can be said."""
+    """``position`` is 1 for the next, and :data:`COUNT_LIMIT` for all from there on. None where nothing can be said."""
 
-    position: int | None
-    capped: bool
-    estimated_start: datetime | None
+    position: int | None = None
+    estimated_start: datetime | None = None
 
 
-def place(connection: Connection, namespace: str, task_id: UUID, silence: float) -> Place:
-    """Where a task stands. One that is not in line has no position; one with a planned time starts then at the earliest.
+def is_in_line(task: Mapping[str, Any]) -> bool:
+    """Does a task have a place, which changes while its version stays?"""
+    return task["status"] in ("pending", "queued") and task["next_run_at"] is None
 
-    Raises:
-        NotFound: it is not there.
+
+def placed_task(connection: Connection, namespace: str, task_id: UUID, silence: float) -> dict[str, Any]:
+    """A task's columns, with its ``position`` and ``estimated_start``. Raises NotFound."""
+    task = dict(queries.task(connection, namespace, task_id)._mapping)
+    return task | asdict(place(connection, task, silence))
+
+
+def place(connection: Connection, task: Mapping[str, Any], silence: float) -> Place:
+    """Where a task stands. One that is not in line has no position; one with a planned time starts then at the earliest. Workers that have not
+    beaten for ``silence`` seconds do not count.
     """
-    task = queries.task(connection, namespace, task_id)
-    if task.status not in IN_LINE or task.status == "running" or task.next_run_at is not None:
-        return Place(None, False, task.next_run_at)
-    line = {"queue": task.queue, "lane": task.lane, "priority": task.priority, "id": task.id, "limit": COUNT_LIMIT}
-    ahead = connection.execute(_AHEAD, line).scalar_one()
-    crew = connection.execute(_CREW, {"queue": task.queue, "silence": silence}).all()
-    capped = ahead == COUNT_LIMIT
-    return Place(ahead + (not capped), capped, None if capped else _estimate(ahead + 1, task.type, task.lane, crew))
+    if not is_in_line(task):
+        return Place(None, task["next_run_at"])
+    line = {name: task[name] for name in ("queue", "lane", "priority", "id")}
+    position = connection.execute(_AHEAD, line | {"limit": COUNT_LIMIT}).scalar_one() + 1
+    if position > COUNT_LIMIT:
+        return Place(COUNT_LIMIT, None)
+    crew = connection.execute(_CREW, {"queue": task["queue"], "silence": silence}).all()
+    return Place(position, _estimate(position, task["type"], task["lane"], crew))
 
 
 def _estimate(position: int, type_: str, lane: str, crew: Sequence[Row[tuple[object, ...]]]) -> datetime | None:

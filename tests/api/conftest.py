@@ -160,3 +160,8 @@ def force(engine: Engine, task_id: str, status: str) -> None:
             ),
             {"id": task_id, "status": status},
         )
+
+
+def placeless(task: dict[str, Any]) -> dict[str, Any]:
+    """A task without what only the look at one task shows: its place in line."""
+    return task | {"position": None, "estimated_start": None}

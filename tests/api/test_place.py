@@ -18,10 +18,9 @@ pytestmark = pytest.mark.anyio
 
 
 async def placed(client: AsyncClient, task: dict[str, Any]) -> dict[str, Any]:
-    answer = await client.get(f"/tasks/{task['id']}/place")
+    answer = await client.get(f"/tasks/{task['id']}")
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    return {name: answer.json()[name] for name in ("position", "estimated_start")}
 
 
 def crew(engine: Engine, slots: int, pace: dict[str, float], number: int = 1) -> None:
@@ -44,7 +43,7 @@ async def test_what_is_not_in_line_has_no_position_and_a_planned_start_if_it_has
     await client.post(f"/tasks/{held['id']}/hold")
     ended = await submit(client)
     force(engine, ended["id"], "succeeded")
-    nowhere = {"position": None, "capped": False, "estimated_start": None}
+    nowhere = {"position": None, "estimated_start": None}
     assert [await placed(client, task) for task in (held, ended)] == [nowhere, nowhere]
     planned = await submit(client, run_at="2030-01-01T00:00:00Z")
     assert await placed(client, planned) == nowhere | {"estimated_start": "2030-01-01T00:00:00Z"}
@@ -69,7 +68,7 @@ async def test_a_paused_queue_has_places_and_no_estimate(client: AsyncClient, en
     crew(engine, 1, {"other": 2.0})
     assert (await placed(client, task))["estimated_start"] is not None, "a type that is not known yet is taken for like the others"
     await client.post("/queues/default/pause")
-    assert await placed(client, task) == {"position": 1, "capped": False, "estimated_start": None}
+    assert await placed(client, task) == {"position": 1, "estimated_start": None}
 
 
 async def test_counting_stops_and_says_so(client: AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +76,27 @@ async def test_counting_stops_and_says_so(client: AsyncClient, engine: Engine, m
     tasks = [await submit(client) for _ in range(8)]
     crew(engine, 1, {"anything": 1.0})
     assert (await placed(client, tasks[4]))["position"] == 5
-    assert await placed(client, tasks[7]) == {"position": 5, "capped": True, "estimated_start": None}
+    assert await placed(client, tasks[7]) == {"position": 5, "estimated_start": None}
 
 
-async def test_a_foreign_tasks_place_is_not_there(client: AsyncClient, engine: Engine) -> None:
+async def test_a_task_that_waits_is_never_as_its_client_knows_it_and_one_that_does_not_is(client: AsyncClient, engine: Engine) -> None:
+    other, task = await submit(client), await submit(client)
+    headers = {"If-None-Match": '"1"'}
+    first = await client.get(f"/tasks/{task['id']}", headers=headers)
+    force(engine, other["id"], "succeeded")
+    second = await client.get(f"/tasks/{task['id']}", headers=headers)
+    assert [(seen.status_code, seen.headers["ETag"], seen.json()["position"]) for seen in (first, second)] == [(200, '"1"', 2), (200, '"1"', 1)]
+    assert (await client.get(f"/tasks/{other['id']}", headers=headers)).status_code == 304
+
+
+async def test_whoever_waited_in_vain_learns_the_place_too(client: AsyncClient) -> None:
     task = await submit(client)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE tasks SET namespace = 'theirs'"))
-    assert (await client.get(f"/tasks/{task['id']}/place")).status_code == 404
+    answer = await client.get(f"/tasks/{task['id']}", headers={"Prefer": "wait=0"})
+    assert (answer.json()["position"], answer.headers["Preference-Applied"]) == (1, "wait=0")
+
+
+async def test_lists_and_submissions_do_not_count(client: AsyncClient) -> None:
+    task = await submit(client)
+    (listed,) = (await client.get("/tasks")).json()["items"]
+    for shown in (task, listed):
+        assert (shown["position"], shown["estimated_start"]) == (None, None)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from taskyard import lifecycle, queries
-from taskyard.place import place
+from taskyard.place import is_in_line, placed_task
 from taskyard_api import patching
 from taskyard_api.body import json_object
 from taskyard_api.conditions import IfMatch, IfNoneMatch, Verb, etag, is_known, only_if
-from taskyard_api.models import EVENT_PAGE, LOG_PAGE, PLACE, TASK, TASK_PAGE, EventPage, LogPage, PlaceOut, TaskOut, TaskPage
+from taskyard_api.models import EVENT_PAGE, LOG_PAGE, TASK, TASK_PAGE, EventPage, LogPage, TaskOut, TaskPage
 from taskyard_api.parameters import LogQuery, PageQuery, TaskId, TaskQuery, task_uuid
 from taskyard_api.prefer import Prefer, applied, wait_of
 from taskyard_api.routes.answers import BODY, answer, body, problems
@@ -30,14 +30,16 @@ async def list_tasks(service: Serving, namespace: Namespace, query: Annotated[Ta
 
 @router.get("/tasks/{task_id}", response_model=TaskOut, responses=problems(404) | UNCHANGED)
 async def get_task(service: Serving, namespace: Namespace, task_id: TaskId, if_none_match: IfNoneMatch = None, prefer: Prefer = None) -> Response:
-    """Look at one task, at once or, with `Prefer: wait=N`, when it has ended or N seconds have passed."""
+    """Look at one task, at once or, with `Prefer: wait=N`, when it has ended or N seconds have passed. One that waits shows its place in line."""
     id_, wait = task_uuid(task_id), wait_of(prefer)
-    if wait is None:
-        row, headers = (await service.read(queries.task, namespace, id_))._mapping, {}
+    ended = None if wait is None else await service.waits.until_ended(namespace, id_, wait)
+    if ended is not None and ended["finished_at"] is not None:
+        row = dict(ended)
     else:
-        row, headers = await service.waits.until_ended(namespace, id_, wait), applied(wait)
-    headers |= etag(row["version"])
-    return Response(None, 304, headers) if is_known(row["version"], if_none_match) else answer(TASK, row, 200, headers)
+        row = await service.read(placed_task, namespace, id_, service.settings.dispatch.worker_silence)
+    headers = etag(row["version"]) | ({} if wait is None else applied(wait))
+    known = is_known(row["version"], if_none_match) and not is_in_line(row)
+    return Response(None, 304, headers) if known else answer(TASK, row, 200, headers)
 
 
 @router.patch("/tasks/{task_id}", response_model=TaskOut, responses=problems(*BODY, 404, 409, 412), openapi_extra=body("TaskPatch"))
@@ -58,13 +60,6 @@ async def list_task_events(service: Serving, namespace: Namespace, task_id: Task
 async def list_task_logs(service: Serving, namespace: Namespace, task_id: TaskId, query: Annotated[LogQuery, Query()]) -> Response:
     """List what a task's handler has logged, oldest first. Up to 1 MiB of a task's lines is kept."""
     return answer(LOG_PAGE, await service.read(queries.task_log, namespace, task_uuid(task_id), query.level, query.limit, query.cursor))
-
-
-@router.get("/tasks/{task_id}/place", response_model=PlaceOut, responses=problems(404))
-async def get_place(service: Serving, namespace: Namespace, task_id: TaskId) -> Response:
-    """Look where a waiting task stands in its line, and when it may start."""
-    silence = service.settings.dispatch.worker_silence
-    return answer(PLACE, await service.read(place, namespace, task_uuid(task_id), silence))
 
 
 async def _move(service: Service, namespace: str, verb: Verb, task_id: str, if_match: list[str] | None) -> Response:

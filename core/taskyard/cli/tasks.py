@@ -61,15 +61,14 @@ def show(id: Id, url: Url = DEFAULT_URL, key: Key = "", as_json: AsJson = False)
     """Show one task and its history."""
     with Service(url, key) as service:
         task = service.call("GET", "tasks", id)
-        place = service.call("GET", "tasks", id, "place") if task["status"] in WAITING else {}
         events, _ = service.events(id)
     if as_json:
-        write_json(task | place | {"events": events})
+        write_json(task | {"events": events})
         return
     show_task(task, as_json=False)
-    if place.get("position"):
-        start = local_time(place["estimated_start"]) if place["estimated_start"] else "unknown"
-        say(f"In line: {place['position']}{' or further back' if place['capped'] else ''}. Estimated start: {start}.")
+    if position := task.get("position"):
+        start = local_time(task["estimated_start"]) if task["estimated_start"] else "unknown"
+        say(f"In line: {position}. Estimated start: {start}.")
     console().print()
     write_table(("TIME", "EVENT", "ATTEMPT", "DATA"), [_event_row(event) for event in events], fold=("DATA",))
 
