@@ -46,6 +46,7 @@ async def submit(task: Submitted) -> TaskOut:
         tags=[],
         metadata={},
         unique_key=None,
+        parent_id=None,
         attempt=0,
         result=None,
         error=None,

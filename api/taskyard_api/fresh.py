@@ -32,6 +32,7 @@ def new_task(new: NewTask, row: RowMapping) -> dict[str, Any]:
         "tags": new.tags,
         "metadata": new.metadata,
         "unique_key": new.unique_key,
+        "parent_id": new.parent_id,
         "attempt": 0,
         "result": None,
         "error": None,

@@ -72,6 +72,7 @@ class TaskOut(Out):
     tags: list[str]
     metadata: SaidObject
     unique_key: str | None
+    parent_id: UUID | None = Field(description="The task whose handler submitted this one.")
     attempt: int = Field(description="Runs so far, since a person's last retry.")
     result: Any = Field(description="What the handler returned.")
     error: Annotated[TaskError | None, BeforeValidator(_as_object)]

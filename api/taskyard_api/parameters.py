@@ -88,6 +88,7 @@ class FilterQuery(Query):
     created_after: Moment | None = Field(None, description="Included.")
     created_before: Moment | None = Field(None, description="Not included.")
     q: Word | None = Field(None, description="Start of an id, a type or a tag.")
+    parent_id: UUID | None = Field(None, description="The task whose handler submitted them.")
 
     def filters(self) -> TaskFilters:
         """These parameters as core's filters."""
@@ -100,6 +101,7 @@ class FilterQuery(Query):
             created_after=self.created_after,
             created_before=self.created_before,
             q=self.q,
+            parent_id=self.parent_id,
         )
 
 
@@ -147,6 +149,7 @@ class ActionFilter(TypedDict, total=False):
     created_after: Annotated[Instant, Field(description="Included.")]
     created_before: Annotated[Instant, Field(description="Not included.")]
     q: Annotated[Word, Field(description="Start of an id, a type or a tag.")]
+    parent_id: Annotated[UUID, Field(strict=False, description="The task whose handler submitted them.")]
 
 
 class TaskAction(TypedDict):
@@ -187,6 +190,7 @@ def action_filters(chosen: ActionFilter) -> TaskFilters:
         created_after=chosen.get("created_after"),
         created_before=chosen.get("created_before"),
         q=chosen.get("q"),
+        parent_id=chosen.get("parent_id"),
     )
 
 

@@ -30,7 +30,7 @@ SELECT DISTINCT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND
   AND relation IN ('events'::regclass, 'task_logs'::regclass) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 )
 _TOLD = """
-SELECT e.id, e.task_id, e.namespace, e.type AS event, e.time, e.attempt, e.data, t.type, t.queue, t.priority, t.tags, t.status, t.created_at
+SELECT e.id, e.task_id, e.namespace, e.type AS event, e.time, e.attempt, e.data, t.type, t.queue, t.priority, t.tags, t.status, t.created_at, t.parent_id
 FROM events e JOIN tasks t ON t.id = e.task_id WHERE e.id > :after AND e.id <= :upto"""
 _EVENTS = text(f"{_TOLD} ORDER BY e.id LIMIT :limit")
 _EVENTS_OF_NAMESPACE = text(f"{_TOLD} AND e.namespace = :namespace ORDER BY e.id LIMIT :limit")
@@ -100,6 +100,7 @@ def is_wanted(row: RowMapping, namespace: str, filters: TaskFilters) -> bool:
         and (not filters.queue or row["queue"] in filters.queue)
         and (not filters.tag or not set(filters.tag).isdisjoint(row["tags"]))
         and filters.priority in (None, row["priority"])
+        and filters.parent_id in (None, row["parent_id"])
         and (filters.created_after is None or row["created_at"] >= filters.created_after)
         and (filters.created_before is None or row["created_at"] < filters.created_before)
         and (not filters.q or _starts_with(row, filters.q))

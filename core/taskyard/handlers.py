@@ -83,6 +83,8 @@ class Submission:
     type: str
     payload: Any
     options: dict[str, Any]
+    #: The task as it will be stored, as JSON text: what the handler changes afterwards changes nothing. None where nobody checks.
+    row: str | None = None
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class Context:
     reporter: Reporter | None = None
     submissions: list[Submission] = field(default_factory=list)
     _cancelled: bool = False
+    _check: Callable[[Submission], str] | None = None
 
     def progress(self, fraction: float | None = None, message: str | None = None) -> None:
         """Tell how far the work is: ``fraction`` from 0 to 1, ``message`` for people (1,000 characters). Never blocks."""
@@ -127,10 +130,15 @@ class Context:
 
         It is submitted in the transaction that records this run's success: a run that fails or is retried leaves no
         children. ``options`` are those of ``POST /tasks`` (priority, queue, tags, ...).
+
+        Raises:
+            UnknownTaskType, InvalidInput: it can't be submitted; a handler that lets this through has failed as ``invalid-submission``.
         """
         name = type.type if isinstance(type, Handler) else type
         body = payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else payload
         child = Submission(uuid7.uuid7(), name, body, options)
+        if self._check is not None:
+            child = replace(child, row=self._check(child))
         self.submissions.append(child)
         return child.id
 

@@ -43,6 +43,7 @@ class TaskFilters:
     created_after: datetime | None = None
     created_before: datetime | None = None
     q: str | None = None
+    parent_id: UUID | None = None
 
 
 def list_tasks(connection: Connection, namespace: str, filters: TaskFilters, limit: int, cursor: str | None = None) -> Page:
@@ -73,6 +74,8 @@ def matching(connection: Connection, namespace: str, filters: TaskFilters, limit
 def still_matching(connection: Connection, namespace: str, filters: TaskFilters, ids: Sequence[UUID]) -> list[UUID]:
     """Those of ``ids`` that match now, locked: they match until this transaction ends."""
     statement = select(tasks.c.id).where(tasks.c.id.in_(ids), tasks.c.namespace == namespace, *_conditions(filters))
+    if filters.parent_id is not None:
+        statement = statement.where(tasks.c.parent_id == filters.parent_id)
     if filters.type:
         statement = statement.where(tasks.c.type.in_(filters.type))
     if filters.status:
@@ -89,6 +92,8 @@ def _merged(branches: list[Select[Any]], limit: int) -> Any:
 
 def _branches(filters: TaskFilters) -> list[ColumnElement[bool]]:
     """Disjoint conditions, each of which reads one index newest first. A single OR of them would read none."""
+    if filters.parent_id is not None:
+        return [tasks.c.parent_id == filters.parent_id]
     if filters.status:
         ended: list[ColumnElement[bool]] = [tasks.c.ended == status for status in TERMINAL if status in filters.status]
         live = [status for status in LIVE if status in filters.status and status != "held"]
@@ -106,8 +111,10 @@ def held() -> ColumnElement[bool]:
 
 def _conditions(filters: TaskFilters) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
-    if filters.type and filters.status:
+    if filters.type and (filters.status or filters.parent_id):
         found.append(tasks.c.type.in_(filters.type))
+    if filters.status and filters.parent_id:
+        found.append(tasks.c.status.in_(filters.status))
     if filters.queue:
         found.append(tasks.c.queue.in_(filters.queue))
     if filters.tag:

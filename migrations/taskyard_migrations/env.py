@@ -8,6 +8,7 @@ can be tried again. Other limits by `-x`, with PostgreSQL's units and 0 for none
 from __future__ import annotations
 
 import re
+import time
 from logging.config import fileConfig
 from typing import Any
 
@@ -25,6 +26,9 @@ from taskyard.tables import metadata
 from taskyard_migrations.comparison import PLUGINS
 from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT, UPGRADE_LOCK
 from taskyard_migrations.runner import next_id
+
+#: Seconds between two looks whether another upgrader is done.
+ASK_AGAIN = 0.1
 
 
 def _configure(**where: Any) -> None:
@@ -64,8 +68,11 @@ def _limits() -> dict[str, str]:
 
 def _migrate(connection: Connection) -> None:
     # Held by the session and not by the transaction, so that a migration may commit midway (CREATE INDEX CONCURRENTLY).
-    # Two upgraders wait for each other, however long: no limit yet.
-    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
+    # Two upgraders wait for each other, however long: no limit yet. Not within a statement, for whose snapshot the other one's CREATE INDEX
+    # CONCURRENTLY would wait in turn: a deadlock.
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": UPGRADE_LOCK}).scalar():
+        connection.rollback()
+        time.sleep(ASK_AGAIN)
     for name, value in _limits().items():
         connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
     connection.commit()

@@ -101,6 +101,29 @@ async def test_each_filter_finds_its_tasks(client: AsyncClient, engine: Engine) 
             assert "".join(ids[id_] for id_ in await listed(client, query)) == names, query
 
 
+async def test_a_list_finds_the_children_of_a_task_and_pages_through_them(client: AsyncClient, engine: Engine) -> None:
+    parent = await submit(client)
+    children = [await submit(client) for _ in range(3)]
+    assert children[0]["parent_id"] is None
+    with engine.begin() as connection:
+        for child in children:
+            connection.execute(text("UPDATE tasks SET parent_id = :parent WHERE id = :id"), {"parent": parent["id"], "id": child["id"]})
+    force(engine, children[1]["id"], "failed")
+    ids = [child["id"] for child in children]
+    assert await listed(client, f"parent_id={parent['id']}") == ids[::-1]
+    assert await listed(client, f"parent_id={parent['id']}&status=pending&type=anything") == [ids[2], ids[0]]
+    assert await listed(client, f"parent_id={parent['id']}&status=failed&type=pages.fetch") == []
+    assert await listed(client, f"parent_id={ids[0]}") == []
+    found = await pages(client, "/tasks", f"limit=1&parent_id={parent['id']}")
+    assert [task["id"] for page in found for task in page] == ids[::-1]
+    assert (await client.get(f"/tasks/{ids[0]}")).json()["parent_id"] == parent["id"]
+    assert (await client.get("/tasks?parent_id=5")).status_code == 422
+    action = {"action": "cancel", "filter": {"parent_id": parent["id"]}}
+    assert (await client.post("/tasks/actions", json=action)).json() == {"matched": 3, "changed": 2}
+    wrong = await client.post("/tasks/actions", json={"action": "cancel", "filter": {"parent_id": "x"}})
+    assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/filter/parent_id")
+
+
 async def test_several_statuses_page_together_in_order(client: AsyncClient, engine: Engine) -> None:
     made = [await submit(client) for _ in range(6)]
     for task, status in zip(made, ("failed", "pending", "succeeded", "held", "failed", "cancelled"), strict=True):

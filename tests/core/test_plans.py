@@ -7,9 +7,9 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy import Connection, Engine, TextClause, event, text
 
-from taskyard import backlog, deliveries, lifecycle, place
+from taskyard import backlog, deliveries, lifecycle, place, queries
 from taskyard.dispatch import look
 
 from .life import PARK_DELAY, TYPES, Life, new
@@ -36,7 +36,8 @@ def test_a_tasks_way_to_its_run_is_heap_only(life: Life) -> None:
 
 def way(life: Life) -> dict[str, tuple[int, int]]:
     """Bring 200 tasks to their run and a bit further: rows updated, and of them heap-only, by step."""
-    tasks = [new(tags=("a",), unique_key=str(uuid4()), expires_at="2999-01-01T00:00:00Z") for _ in range(200)]
+    parent = uuid4()
+    tasks = [new(tags=("a",), unique_key=str(uuid4()), expires_at="2999-01-01T00:00:00Z", parent_id=parent) for _ in range(200)]
     ids, worker = [task.id for task in tasks], life.worker()
     steps: dict[str, Any] = {
         "dispatch": lambda c: lifecycle.dispatch(c, "default", "sync", 200, 30),
@@ -150,3 +151,20 @@ def test_deliveries_that_are_due_are_found_by_their_index(shared_engine: Engine)
         connection.execute(text("ANALYZE deliveries"))
         assert "ix_deliveries_due" in indexes(connection, deliveries._DISPATCH, limit=200, lease=30.0, max_attempts=8)
         connection.rollback()
+
+
+def test_a_list_of_a_tasks_children_reads_their_index(deep: Connection) -> None:
+    parent = uuid4()
+    deep.execute(text("UPDATE tasks SET parent_id = :parent WHERE id IN (SELECT id FROM tasks WHERE in_line ORDER BY id LIMIT 100)"), {"parent": parent})
+    sent: list[tuple[str, Any]] = []
+
+    def keep(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(deep.engine, "before_cursor_execute", keep)
+    page = queries.list_tasks(deep, "default", queries.TaskFilters(parent_id=parent), 50)
+    event.remove(deep.engine, "before_cursor_execute", keep)
+    assert len(page.items) == 50
+    [(statement, parameters)] = sent
+    plan = deep.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
+    assert {node["Index Name"] for node in nodes(plan[0]["Plan"]) if "Index Name" in node} == {"ix_tasks_parent"}

@@ -110,6 +110,12 @@ def test_the_guides_notifier_sends(tmp_path: Path) -> None:
     assert "task.failed" in (tmp_path / "events").read_text()
 
 
+def test_the_guides_album_asks_for_further_tasks(tmp_path: Path) -> None:
+    run = run_handler(_module(tmp_path, _number_of("def publish")).publish, {"pictures": ["a.png", "b.png"]})
+    assert [child.type for child in run.submissions] == ["image.thumbnail", "image.thumbnail", "letters.send"]
+    assert run.result == [str(child.id) for child in run.submissions[:2]]
+
+
 def test_the_guides_next_version_reads_what_the_first_one_stored(tmp_path: Path) -> None:
     send: Handler[object, object] = _module(tmp_path, _number_of("def send_letter")).send_letter
     assert send.names == ("letters.send", "mail.send")

@@ -43,3 +43,21 @@ def test_a_stale_run_that_is_recorded_together_with_the_one_that_counts_leaves_n
     with engine.connect() as connection:
         assert list(connection.execute(text("SELECT id FROM tasks WHERE id <> :id"), {"id": parent.id}).scalars()) == [true.id]
         assert connection.execute(text("SELECT result FROM tasks WHERE id = :id"), {"id": parent.id}).scalar() == 2
+
+
+def test_a_success_whose_commit_got_no_answer_and_is_repeated_leaves_its_children_once(engine: Engine) -> None:
+    worker, parent, child = uuid7.uuid7(), _task(), _task()
+    with engine.begin() as connection:
+        lifecycle.register_worker(connection, worker, "w", ["default"], {})
+        lifecycle.submit(connection, [parent])
+        lifecycle.dispatch(connection, "default", "sync", 1, 30)
+        lifecycle.claim(connection, worker, "default", "sync", [parent.id], ["t.echo"], 60)
+    request = Finish(NOBODY, [Finished(parent.id, 1, "succeeded", result="1")], {(parent.id, 1): [child]})
+    ledger = Ledger(engine, Settings(), worker, ["t.echo"], Tally())
+    for recorded in (True, False):
+        with engine.begin() as connection:
+            [(_, row)] = ledger._perform(connection, [request]).finished
+        assert (row is not None) is recorded
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM tasks")).scalar() == 2
+        assert connection.execute(text("SELECT count(*) FROM events WHERE task_id = :id"), {"id": child.id}).scalar() == 1

@@ -180,7 +180,7 @@ class SyncChild:
             finally:
                 self._interruptible = False
             failpoints.hit("handler.returned")
-            runs.record_success(report, handler, value, context, self._registry, self._settings, job["namespace"])
+            runs.record_success(report, handler, value, context, self._settings)
         return report
 
     def _on_term(self, *_: object) -> None:
@@ -313,7 +313,7 @@ class AsyncChild:
                     return not_ours()
                 value = await runs.call_in_loop(handler, arguments)
                 failpoints.hit("handler.returned")
-                runs.record_success(report, handler, value, context, self._registry, self._settings, job["namespace"])
+                runs.record_success(report, handler, value, context, self._settings)
         self._origin.end_copies()
         return report
 

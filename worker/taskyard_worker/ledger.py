@@ -18,7 +18,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping
 
-from taskyard import failpoints, lifecycle, metrics
+from taskyard import failpoints, lifecycle, metrics, offspring
 from taskyard.channels import announce
 from taskyard.database import is_outage
 from taskyard.lifecycle import Finished, NewTask
@@ -237,7 +237,7 @@ class Ledger:
         succeeded = {run for run, row in rows.items() if row["status"] == "succeeded"}
         children = [child for r in requests for run in succeeded & r.children.keys() for child in r.children[run]]
         if children:
-            answers.submitted += lifecycle.submit(connection, children).values()
+            answers.submitted += offspring.submit(connection, children)
         again = {(row["queue"], row["lane"]) for row in rows.values() if row["status"] in ("pending", "scheduled")}
         announce(connection, again | {(child.queue, child.lane) for child in children})
         for finished in asked:

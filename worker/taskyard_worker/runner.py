@@ -26,6 +26,7 @@ from taskyard.handlers import Handler
 from taskyard.lifecycle import Finished, NewTask
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
+from taskyard.storable import from_json
 from taskyard_worker.ending import end_async, end_sync
 from taskyard_worker.lease import Lease
 from taskyard_worker.ledger import Ended, Ledger
@@ -452,5 +453,6 @@ class Runner:
             self._empty.set()
 
 
-def _new_task(row: dict[str, Any]) -> NewTask:
+def _new_task(text: str) -> NewTask:
+    row = from_json(text)
     return NewTask(**{**row, "id": UUID(row["id"]), "parent_id": UUID(row["parent_id"]) if row["parent_id"] else None, "tags": tuple(row["tags"])})

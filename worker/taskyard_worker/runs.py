@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -66,6 +67,7 @@ def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], repor
         # Bound when it is first used: most handlers of quick tasks say nothing.
         log=loglines.logger(handler.type, log_fields(job), keep),
         reporter=reporter,
+        _check=partial(_child, registry, job["namespace"], UUID(job["id"])),
     )
 
 
@@ -113,6 +115,9 @@ def _told(error: BaseException, asked_to_stop: bool) -> Report:
                 "outcome": "failed",
                 "error": {"message": storable_text(error, MAX_TEXT), **_plain(error.details), "code": storable_text(error.code, MAX_CODE)},
             }
+        case InvalidInput():
+            problems = [[storable_text(part) for part in problem] for problem in error.problems]
+            return {"outcome": "failed", "error": {"code": "invalid-submission", "message": storable_text(error, MAX_TEXT), "problems": problems}}
         case TaskCancelled():
             return {"outcome": "cancelled"}
         case Interrupted():
@@ -161,8 +166,8 @@ def _shown(value: Any) -> str:
         return storable_text(value, MAX_TEXT)
 
 
-def record_success(report: Report, handler: Handler[Any, Any], value: Any, context: Context, registry: Registry, settings: Settings, namespace: str) -> None:
-    """Check a handler's result and the tasks it asked for; both are stored with its success, or the run has failed."""
+def record_success(report: Report, handler: Handler[Any, Any], value: Any, context: Context, settings: Settings) -> None:
+    """Check a handler's result; it and the tasks that it asked for are stored with its success, or the run has failed."""
     try:
         text = handler.dump_result(value)
     except ValueError as error:
@@ -172,18 +177,13 @@ def record_success(report: Report, handler: Handler[Any, Any], value: Any, conte
         message = f"The result has {len(text)} bytes; worker.max_result_bytes allows {settings.worker.max_result_bytes}."
         report.update(outcome="failed", error={"code": "result-too-large", "message": message})
         return
-    try:
-        children = [_child(child, registry, namespace, context.task_id) for child in context.submissions]
-    except InvalidInput as error:
-        problems = [[storable_text(part) for part in problem] for problem in error.problems]
-        report.update(outcome="failed", error={"code": "invalid-submission", "message": storable_text(error, MAX_TEXT), "problems": problems})
-        return
-    report.update(outcome="succeeded", result=text, children=children)
+    report.update(outcome="succeeded", result=text, children=[child.row for child in context.submissions])
 
 
-def _child(child: Submission, registry: Registry, namespace: str, parent: UUID) -> dict[str, Any]:
+def _child(registry: Registry, namespace: str, parent: UUID, child: Submission) -> str:
+    """A task that a handler asks for, as it will be stored. Raises UnknownTaskType, InvalidInput: in the handler, which may do without it."""
     fields = {**child.options, "type": child.type, "payload": child.payload}
-    return submission.prepare(registry, fields, namespace=namespace, id=child.id, parent_id=parent).row()
+    return to_json(submission.prepare(registry, fields, namespace=namespace, id=child.id, parent_id=parent).row())
 
 
 def prepare_delivery(job: Job, registry: Registry, settings: Settings) -> tuple[Notifier, Event, Any, DeliveryContext]:

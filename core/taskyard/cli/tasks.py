@@ -33,6 +33,7 @@ def list_(
     created_after: Annotated[str | None, typer.Option(help="Only created after this time (RFC 3339).")] = None,
     created_before: Annotated[str | None, typer.Option(help="Only created before this time (RFC 3339).")] = None,
     q: Annotated[str | None, typer.Option("--query", "-q", help="First letters of an id, type or tag.")] = None,
+    parent: Annotated[str | None, typer.Option(help="Only those that this task's handler submitted.", metavar="ID")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Tasks at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on where a list ended.")] = None,
     url: Url = DEFAULT_URL,
@@ -41,7 +42,7 @@ def list_(
 ) -> None:
     """List tasks, newest first."""
     given = {"status": status, "type": type, "queue": queue, "tag": tag, "priority": priority, "q": q, "limit": limit, "cursor": cursor}
-    given |= {"created_after": created_after, "created_before": created_before}
+    given |= {"created_after": created_after, "created_before": created_before, "parent_id": parent}
     with Service(url, key) as service:
         page = service.call("GET", "tasks", params={name: value for name, value in given.items() if value is not None})
     if as_json:

@@ -22,6 +22,7 @@ import oddities
 from pydantic import BaseModel, ConfigDict
 
 from taskyard import Context, DeliveryContext, Event, Retry, RetryLater, TaskFailed, handler, hookimpl
+from taskyard.errors import UnknownTaskType
 from taskyard.handlers import Handler
 
 
@@ -194,6 +195,34 @@ def steps(payload: Nothing, ctx: Context) -> dict[str, Any]:
 async def parent(payload: Word, ctx: Context) -> list[str]:
     """Ask for two more tasks."""
     return [str(ctx.submit("t.echo", {"word": f"{payload.word}{n}"}, priority=7)) for n in range(2)]
+
+
+class Family(BaseModel):
+    children: int = 2
+    type: str = "t.echo"
+    unique_key: str | None = None
+    #: So many runs fail, after they have asked for all.
+    fails: int = 0
+    catches: bool = False
+
+
+@handler("t.family", retry=Retry(max_attempts=5, base=0.05, jitter=0))
+def family(payload: Family, ctx: Context) -> list[str]:
+    """Ask for more tasks, and tell their ids."""
+    witness("family", ctx.task_id, ctx.fence)
+    found = []
+    for number in range(payload.children):
+        body = {"word": str(number)}
+        try:
+            found.append(str(ctx.submit(payload.type, body, unique_key=payload.unique_key)))
+        except UnknownTaskType as error:
+            if not payload.catches:
+                raise
+            found.append(str(error))
+        body["word"] = "changed afterwards"
+    if ctx.fence <= payload.fails:
+        raise ValueError("not yet")
+    return found
 
 
 @handler("t.nul")
