@@ -2,17 +2,18 @@
 
 Operators write templates, and clients may where an operator lets them choose a notifier's options. So a template must not reach
 Python's insides, nor fill the memory or keep a processor busy. Its language is cut down to what can be bounded, and what is left is:
-texts and lists by length where they are made, loops by a clock that each round looks at.
+texts and lists by length where they are made, loops by a clock that each round looks at, and each filter and operator too.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from contextvars import ContextVar
 from typing import Any
 
 import jinja2
@@ -34,7 +35,7 @@ MAX_LIST = 1_000
 MAX_DEPTH = 50
 
 VARIABLES = ("event", "task", "data", "route", "delivery_id")
-_FIELDS = {"event": frozenset(f.name for f in fields(Event)) | {"to_cloudevent"}, "task": frozenset(f.name for f in fields(TaskInfo))}
+_FIELDS = {"event": [name for name in dir(Event) if not name.startswith("_")], "task": [name for name in dir(TaskInfo) if not name.startswith("_")]}
 
 _STATEMENTS = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Assign)
 _FILTERS = (
@@ -152,11 +153,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self.bounded(super().call_binop(context, operator, left, right))
 
     def bounded(self, value: Any) -> Any:
-        """The value, if it is not too long."""
-        if isinstance(value, str) and len(value) > MAX_MESSAGE:
-            raise SecurityError(f"a text of more than {MAX_MESSAGE} characters")
+        """The value, if it is not too long, and if there is time left."""
+        _clock()
         if isinstance(value, list | tuple) and len(value) > MAX_LIST:
             raise SecurityError(f"a list of more than {MAX_LIST} members")
+        if not _is_light(value):
+            raise SecurityError(f"a text of more than {MAX_MESSAGE} characters, or a list with as many")
         return value
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -175,6 +177,30 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if getattr(obj, "__name__", "") == "strftime" and not (len(arguments) == 1 and _TIME_FORMAT.fullmatch(str(arguments[0]))):
             raise SecurityError("strftime takes one format, of plain codes such as %Y-%m-%d")
         return self.bounded(super().call(context, obj, *arguments, **named))
+
+
+#: When the message that is being made has to be done.
+_deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
+
+
+def _clock() -> None:
+    if time.monotonic() > _deadline.get():
+        raise SecurityError(f"it takes longer than {MAX_SECONDS:g} s")
+
+
+def _is_light(value: Any) -> bool:
+    """Has it no more than MAX_MESSAGE characters and members, all the way down? A list that holds one long text a hundred times has not."""
+    room, left = MAX_MESSAGE, [value]
+    while left and room >= 0:
+        part = left.pop()
+        if isinstance(part, str):
+            room -= len(part)
+        elif isinstance(part, dict | list | tuple):
+            room -= len(part) + 1
+            left += [*part, *part.values()] if isinstance(part, dict) else part
+        else:
+            room -= 1
+    return room >= 0
 
 
 def _check_product(left: Any, right: Any) -> None:
@@ -230,10 +256,12 @@ class _Silent(jinja2.ChainableUndefined):
 
 
 def _limited(environment: _Sandbox, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose answer is bounded: ``tojson`` twice doubles each backslash."""
+    """A filter that takes and answers what is bounded: ``tojson`` twice doubles each backslash."""
 
     @functools.wraps(function)
     def limited(*arguments: Any, **named: Any) -> Any:
+        for argument in arguments:
+            environment.bounded(argument)
         return environment.bounded(function(*arguments, **named))
 
     return limited
@@ -241,6 +269,7 @@ def _limited(environment: _Sandbox, function: Callable[..., Any]) -> Callable[..
 
 def _environment(clean: Callable[[str], str], html: bool) -> _Sandbox:
     def finalize(value: Any) -> Any:
+        made.bounded(value)
         if isinstance(value, Markup):
             return value
         return clean("" if isinstance(value, jinja2.Undefined) else shown(value))
@@ -248,27 +277,24 @@ def _environment(clean: Callable[[str], str], html: bool) -> _Sandbox:
     made = _Sandbox(autoescape=html, finalize=finalize, undefined=_Silent, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False, cache_size=0)
     chosen = {name: made.filters[name] for name in _FILTERS.split()} | {"flat": _flat, "join": _join, "replace": _replace}
     made.filters = {name: _limited(made, function) for name, function in chosen.items()}
-    made.globals = {"range": _range}
+    made.globals = {"range": _range, "_clock": _clock}
     return made
 
 
 def _run(template: jinja2.Template, variables: dict[str, Any]) -> str:
-    deadline = time.monotonic() + MAX_SECONDS
-
-    def look() -> None:
-        if time.monotonic() > deadline:
-            raise SecurityError(f"it takes longer than {MAX_SECONDS:g} s")
-
+    deadline = _deadline.set(time.monotonic() + MAX_SECONDS)
     parts: list[str] = []
     length = 0
     try:
-        for part in template.generate(**variables, _clock=look):
+        for part in template.generate(**variables):
             parts.append(part)
             length += len(part)
             if length > MAX_MESSAGE:
                 raise SecurityError(f"it has more than {MAX_MESSAGE} characters")
     except Exception as error:  # A template can raise whatever the methods that it calls do.
         raise ValueError(f"{_line_of(error)}{error or type(error).__name__}") from error
+    finally:
+        _deadline.reset(deadline)
     return "".join(parts)
 
 

@@ -39,6 +39,27 @@ MAX_MEMBERS = 100
 MAX_LEVELS = 8
 CUT = "…"
 
+_EVENT_TITLE = "{{ event.type }}{% if task.type %}: {{ task.type }}{% elif data.count %}: {{ data.count }} events{% endif %}"
+_EVENT_TEXT = """\
+{% if data.counts %}
+{% for item in data.counts %}
+{{ item.count }} x {{ item.event }} {{ item.type }}
+{% endfor %}
+{% for told in data.events %}
+{{ told.time }} {{ told.type }} {{ told.data.task.type }} {{ told.subject }} {{ told.data.error.code }} {{ told.data.error.message }}
+{% endfor %}
+{% else %}
+{% for name, value in data|flat %}
+{{ name }}: {{ value }}
+{% endfor %}
+{% endif %}
+{% if task.type %}
+task {{ event.task_id }}, attempt {{ event.attempt }}, queue {{ task.queue }}{% if task.tags %}, tags {{ task.tags|join(", ") }}{% endif %}
+
+{% endif %}
+namespace {{ task.namespace }}, {{ event.time }}, route {{ route }}
+"""
+
 #: Controls but tab and line feed, separators that some readers take for line breaks, and what reorders text (Unicode's bidi controls).
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 #: What Markdown reads as marks, anywhere or at the beginning of a line.
@@ -154,14 +175,22 @@ class Template:
 
 
 class TextTemplate(Template):
-    """Plain text: values lose their control characters."""
+    """Plain text: values lose their control characters.
 
+    ``EVENT`` is the source of one that suits every event: of a task, of the installation, or a digest of many.
+    """
+
+    EVENT: ClassVar[str] = _EVENT_TEXT
     clean = staticmethod(clean_text)
 
 
 class LineTemplate(Template):
-    """One line of plain text, such as a subject: values can't begin a second one. What is too long is cut."""
+    """One line of plain text, such as a subject: values can't begin a second one. What is too long is cut.
 
+    ``EVENT`` is the source of a title that suits every event.
+    """
+
+    EVENT: ClassVar[str] = _EVENT_TITLE
     clean = staticmethod(clean_line)
 
     def _finished(self, message: str) -> str:

@@ -13,15 +13,14 @@ from taskyard import DeliveryContext, Event, HtmlTemplate, LineTemplate, Markdow
 if TYPE_CHECKING:
     from apprise import NotifyBase
 
-TITLE = LineTemplate("{{ event.type }}{% if task.type %}: {{ task.type }}{% endif %}")
-TEXT = TextTemplate("""\
-{% for name, value in data|flat %}
-{{ name }}: {{ value }}
-{% endfor %}
-task {{ event.task_id }}, attempt {{ event.attempt }}, queue {{ task.queue }}, {{ event.time }}
-""")
+TITLE = LineTemplate(LineTemplate.EVENT)
+TEXT = TextTemplate(TextTemplate.EVENT)
 #: What Apprise colours and pictures a message by.
-KINDS = {"task.failed": "failure", "task.expired": "failure", "task.succeeded": "success", "task.lost": "warning", "task.retrying": "warning"}
+KINDS = {
+    **dict.fromkeys(("task.failed", "task.expired", "plugin.failed", "delivery.dead"), "failure"),
+    **dict.fromkeys(("task.lost", "task.retrying", "worker.lost", "queue.stalled", "digest"), "warning"),
+    "task.succeeded": "success",
+}
 #: A part of a URL that is shorter may be any word of a cause.
 SHORTEST_SECRET = 6
 

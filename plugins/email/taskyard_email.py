@@ -20,39 +20,39 @@ from taskyard import DeliveryContext, Event, HtmlTemplate, LineTemplate, RetryLa
 
 PORTS = {"starttls": 587, "tls": 465, "plain": 25}
 
-SUBJECT = LineTemplate("[taskyard] {{ event.type }}{% if task.type %}: {{ task.type }}{% endif %}")
-TEXT = TextTemplate("""\
-{{ event.type }}{% if task.type %}: {{ task.type }}{% endif %}
-
-
-{% for name, value in data|flat %}
-{{ name }}: {{ value }}
-{% endfor %}
-
-task: {{ event.task_id }}
-attempt: {{ event.attempt }}
-queue: {{ task.queue }}
-{% if task.tags %}
-tags: {{ task.tags|join(", ") }}
-{% endif %}
-namespace: {{ task.namespace }}
-time: {{ event.time }}
-route: {{ route }}
-""")
-HTML = HtmlTemplate("""\
+SUBJECT = LineTemplate(f"[taskyard] {LineTemplate.EVENT}")
+TEXT = TextTemplate(f"{LineTemplate.EVENT}\n\n\n{TextTemplate.EVENT}")
+HTML = HtmlTemplate(f"""\
 <!doctype html>
 <html><body style="font-family: sans-serif">
-<h2>{{ event.type }}{% if task.type %}: {{ task.type }}{% endif %}</h2>
+<h2>{LineTemplate.EVENT}</h2>
+{{% if data.counts %}}
 <table cellpadding="4">
-{% for name, value in data|flat %}
-<tr><th align="left" valign="top">{{ name }}</th><td style="white-space: pre-wrap">{{ value }}</td></tr>
-{% endfor %}
+{{% for item in data.counts %}}
+<tr><td align="right">{{{{ item.count }}}}</td><td>{{{{ item.event }}}}</td><td>{{{{ item.type }}}}</td></tr>
+{{% endfor %}}
 </table>
-<p style="color: #666">task {{ event.task_id }}, attempt {{ event.attempt }}, queue {{ task.queue }},
-{% if task.tags %}
-tags {{ task.tags|join(", ") }},
-{% endif %}
-namespace {{ task.namespace }}, {{ event.time }}, route {{ route }}</p>
+<table cellpadding="4">
+{{% for told in data.events %}}
+<tr><td>{{{{ told.time }}}}</td><td>{{{{ told.type }}}}</td><td>{{{{ told.data.task.type }}}}</td><td>{{{{ told.subject }}}}</td>
+<td>{{{{ told.data.error.code }}}} {{{{ told.data.error.message }}}}</td></tr>
+{{% endfor %}}
+</table>
+{{% else %}}
+<table cellpadding="4">
+{{% for name, value in data|flat %}}
+<tr><th align="left" valign="top">{{{{ name }}}}</th><td style="white-space: pre-wrap">{{{{ value }}}}</td></tr>
+{{% endfor %}}
+</table>
+{{% endif %}}
+<p style="color: #666">
+{{% if task.type %}}
+task {{{{ event.task_id }}}}, attempt {{{{ event.attempt }}}}, queue {{{{ task.queue }}}},
+{{% endif %}}
+{{% if task.tags %}}
+tags {{{{ task.tags|join(", ") }}}},
+{{% endif %}}
+namespace {{{{ task.namespace }}}}, {{{{ event.time }}}}, route {{{{ route }}}}</p>
 </body></html>
 """)
 
@@ -165,8 +165,9 @@ def compose(event: Event, options: EmailOptions, sender: str, ctx: DeliveryConte
     message["Date"] = format_datetime(localtime())
     domain = MAIL.header_factory("From", sender).addresses[0].domain
     message["Message-ID"] = f"<{_message_id(event, ctx)}@{domain}>"
-    # Mail programs show what is about one task together.
-    message["References"] = f"<task.{event.task_id}@{domain}>"
+    if event.task.type:
+        # Mail programs show what is about one task together.
+        message["References"] = f"<task.{event.task_id}@{domain}>"
     # RFC 3834: nobody's holiday notice answers.
     message["Auto-Submitted"] = "auto-generated"
     text = (options.text or TEXT).render(event, ctx)

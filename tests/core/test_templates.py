@@ -180,11 +180,15 @@ def test_a_message_that_would_fill_the_memory_is_refused(source: str) -> None:
     assert caught.value.code == "template"
 
 
-def test_a_message_that_would_take_for_ever_is_refused() -> None:
-    loops = "".join(f"{{% for a{n} in r %}}" for n in range(6)) + "{% endfor %}" * 6
+LOOPS = "{% set r = range(1000) %}" + "".join(f"{{% for a{n} in r %}}" for n in range(6)) + "{% endfor %}" * 6
+FILTERS = "{% set a = 'x' * 1000 %}" + "{% set a = a ~ a %}" * 7 + "{{ a|max }}" * 1700
+
+
+@pytest.mark.parametrize("source", [LOOPS, FILTERS], ids=["loops", "filters"])
+def test_a_message_that_would_take_for_ever_is_refused(source: str) -> None:
     began = time.process_time()
     with pytest.raises(TaskFailed, match=r"line 1: it takes longer than 1 s"):
-        rendered(TextTemplate, "{% set r = range(1000) %}" + loops)
+        rendered(TextTemplate, source)
     assert time.process_time() - began < 60
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import ValidationError
@@ -62,9 +63,28 @@ def test_a_mail_has_text_and_html_and_what_a_user_typed_is_escaped(starttls: Mai
     assert text is not None
     assert html is not None
     assert "error.message: Höhe <b>1</b>\n" in text.get_content().replace("\r\n", "\n")
-    assert "tags: vip, nightly" in text.get_content()
+    assert "tags vip, nightly" in text.get_content()
     assert "Höhe &lt;b&gt;1&lt;/b&gt;" in html.get_content()
     assert "<b>" not in html.get_content()
+
+
+def test_a_digest_of_many_events_is_one_mail_with_its_counts(plain: MailServer) -> None:
+    told = make_event("task.failed", data={"error": {"code": "timeout", "message": "<b>slow"}}, task=TASK).to_cloudevent()
+    counts = [{"event": "task.failed", "type": "report.make", "count": 9990}, {"event": "task.expired", "type": "page.fetch", "count": 10}]
+    data = {"route": "night", "count": 10000, "counts": counts, "others": 0, "events": [told]}
+    digest = make_event("digest", task_id=UUID(int=0), attempt=0, data=data, task=TaskInfo("default", "", "", 0))
+    assert run_notifier(Email, {"to": "team@example.com"}, digest, config=config_for(plain, "plain")).status == "delivered"
+    (mail,) = plain.mails()
+    text, html = mail.get_body(("plain",)), mail.get_body(("html",))
+    assert (mail["Subject"], mail["References"]) == ("[taskyard] digest: 10000 events", None)
+    assert text is not None
+    assert html is not None
+    assert text.get_content().splitlines()[2:5] == [
+        "9990 x task.failed report.make",
+        "10 x task.expired page.fetch",
+        f"{told['time']} task.failed report.make {told['subject']} timeout <b>slow",
+    ]
+    assert "timeout &lt;b&gt;slow</td>" in html.get_content()
 
 
 def test_a_mail_arrives_over_tls(tmp_path: Path) -> None:

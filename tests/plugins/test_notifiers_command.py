@@ -63,6 +63,14 @@ def test_a_test_event_arrives_and_is_what_the_route_wants(cli: Cli, serve_site: 
     assert asked.headers["webhook-id"].startswith("dlv_test_")
 
 
+def test_a_digest_can_be_tried_too(cli: Cli, serve_site: Start) -> None:
+    site = serve_site({"/": Answer(204)})
+    _configure(cli, HOOK.format(url=site.url()))
+    assert cli("notifiers", "test", "the hook", "--event", "digest", HOOK_SECRET=SECRET).returncode == 0
+    data = json.loads(site.asked[0].body)["data"]
+    assert (data["count"], [item["event"] for item in data["counts"]]) == (2, ["task.failed", "task.expired"])
+
+
 def test_a_refusal_is_told_with_its_cause_and_exit_1(cli: Cli, serve_site: Start) -> None:
     site = serve_site({"/": Answer(503, {"retry-after": "7"}, b"our inner secrets")})
     _configure(cli, HOOK.format(url=site.url()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Annotated, Any
-from uuid import uuid4
+from typing import Annotated, Any, get_args
+from uuid import UUID, uuid4
 
 import typer
 from pydantic import BaseModel
@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from taskyard import logs
 from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, text, write_json
 from taskyard.errors import Outcome
-from taskyard.events import EVENT_TYPES
 from taskyard.masking import secrets_in
 from taskyard.modelinfo import near
 from taskyard.notifiers import Event, Notifier, TaskInfo
@@ -21,6 +20,8 @@ from taskyard.plugins import check_routes, is_waiting, load_plugins, route_optio
 from taskyard.settings import Route, Settings, load_settings
 from taskyard.testing import NotifierRun, make_event, run_notifier
 
+#: The types that a route may name, and the digest of a route with `every`.
+EVENT_TYPES: tuple[str, ...] = (*get_args(get_args(Route.model_fields["events"].annotation)[0]), "digest")
 SAYING = "This is a test: `taskyard notifiers test` sent it, no task has failed."
 AFTERWARDS = {"retry": "a delivery would be tried again", "dead": "a delivery would be kept as dead"}
 
@@ -64,7 +65,7 @@ def _event_type(named: str, route: Route) -> str:
     if named not in EVENT_TYPES:
         known = near(named, EVENT_TYPES) or f" There are: {', '.join(EVENT_TYPES)}."
         raise typer.BadParameter(f"there is no event {named!r}.{known}", param_hint="--event")
-    if named not in route.events:
+    if named not in (*route.events, "digest"):
         say(f"The route {route.name!r} does not want {named}: only this test sends it there.")
     return named
 
@@ -105,7 +106,11 @@ def _within(seconds: float, notifier: Notifier, options: BaseModel, event: Event
 
 
 def _event(route: Route, type_: str) -> Event:
-    """An event of a task that this route would want."""
+    """An event that this route would want: of a task, or of none."""
+    if not type_.startswith("task."):
+        counts = [{"event": wanted, "type": "", "count": 1} for wanted in route.events]
+        data: dict[str, Any] = {"route": route.name, "count": len(counts), "counts": counts, "events": []} if type_ == "digest" else {"message": SAYING}
+        return make_event(type_, id=f"evt_test_{uuid4().hex}", task_id=UUID(int=0), attempt=0, data=data, task=TaskInfo("default", "", "", 0))
     status = type_.removeprefix("task.")
     task = TaskInfo(
         namespace="default",
@@ -115,5 +120,5 @@ def _event(route: Route, type_: str) -> Event:
         tags=tuple(route.tags or ())[:1],
         status=status if status in ("succeeded", "failed", "cancelled", "expired") else "running",
     )
-    data = {"error": {"code": "test", "message": SAYING}} if type_ in ("task.failed", "task.retrying") else {"message": SAYING}
-    return make_event(type_, id=f"evt_test_{uuid4().hex}", data={"status": task.status, **data}, task=task)
+    told = {"error": {"code": "test", "message": SAYING}} if type_ in ("task.failed", "task.retrying") else {"message": SAYING}
+    return make_event(type_, id=f"evt_test_{uuid4().hex}", data={"status": task.status, **told}, task=task)
