@@ -25,7 +25,7 @@ from taskyard_api.routes import actions, catalogue, deliveries, health, live, me
 from taskyard_api.service import Service
 
 #: Headers of ours that a web page may read, where web pages may call at all.
-EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After", "X-Request-ID")
+EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
 DESCRIPTION = f"""Typed background tasks. The same calls answer under `/api`, and with a trailing slash.
 Errors are problem details (RFC 9457); their `type` ends in a stable slug and starts with `{problems.TYPE_PREFIX}`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from taskyard.errors import InvalidInput, TaskyardError
 
@@ -12,6 +13,14 @@ class TooLarge(TaskyardError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request's body is larger than {limit} bytes.")
+
+
+class PayloadTooLarge(TaskyardError):
+    """A payload is larger than its namespace may submit. ``problems`` names each place by its JSON pointer."""
+
+    def __init__(self, limit: int, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(f"A payload is larger than {limit} bytes, which is what this namespace may submit.")
+        self.problems = tuple(problems)
 
 
 class BodyTooSlow(TaskyardError):
@@ -59,3 +68,11 @@ class RateLimited(TaskyardError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = max(1, math.ceil(retry_after))
+
+
+class QuotaExceeded(RateLimited):
+    """A namespace's quota is used up. ``headers`` tell of it."""
+
+    def __init__(self, message: str, retry_after: float, headers: Mapping[str, str]) -> None:
+        super().__init__(message, retry_after)
+        self.headers = headers

@@ -26,7 +26,18 @@ from taskyard.errors import (
     VersionConflict,
 )
 from taskyard.validation import MAX_PROBLEMS
-from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, RateLimited, TooLarge, Unauthorized, UnsupportedMedia
+from taskyard_api.errors import (
+    BodyTooSlow,
+    Forbidden,
+    ForeignPage,
+    MalformedBody,
+    PayloadTooLarge,
+    QuotaExceeded,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    UnsupportedMedia,
+)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:taskyard:problem:"
@@ -57,6 +68,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     UniqueConflict: Kind("unique-conflict", 409, "A live task has this unique_key"),
     IdempotencyMismatch: Kind("idempotency-mismatch", 422, "The Idempotency-Key was used with another body"),
     BodyTooSlow: Kind("invalid-request", 408, "The request's body came too slowly"),
+    PayloadTooLarge: Kind("too-large", 413, "A payload is too large"),
     TooLarge: Kind("too-large", 413, "The request's body is too large"),
     Unauthorized: Kind("unauthorized", 401, "An access key is needed"),
     Forbidden: Kind("forbidden", 403, "The access key may not do this"),
@@ -128,7 +140,7 @@ def _headers(error: TaskyardError) -> dict[str, str]:
     if isinstance(error, Unavailable):
         return {"Retry-After": RETRY_AFTER}
     if isinstance(error, RateLimited):
-        return {"Retry-After": str(error.retry_after)}
+        return {"Retry-After": str(error.retry_after)} | dict(error.headers if isinstance(error, QuotaExceeded) else {})
     # RFC 6750, section 3.
     return {"WWW-Authenticate": error.challenge} if isinstance(error, Unauthorized | Forbidden) else {}
 
@@ -141,6 +153,8 @@ def _members(error: TaskyardError) -> dict[str, Any]:
     if isinstance(error, UniqueConflict):
         where = {"errors": [{"pointer": error.pointer, "detail": "a live task has this unique_key"}]} if error.pointer else {}
         return where | {"task_id": error.task_id}
+    if isinstance(error, PayloadTooLarge):
+        return {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in error.problems[:MAX_PROBLEMS]]}
     if isinstance(error, InvalidInput):
         near = {"near": error.near} if isinstance(error, UnknownTaskType) else {}
         return near | {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in error.problems]}

@@ -21,6 +21,7 @@ from taskyard_api.glimpse import Glimpse
 from taskyard_api.group_commit import GroupCommit
 from taskyard_api.live import Feed
 from taskyard_api.measures import Measures
+from taskyard_api.quotas import Quotas
 from taskyard_api.waits import Waits
 
 #: Every row has a namespace; without keys, all callers share this one.
@@ -41,6 +42,7 @@ class Service:
         self.database = Database(settings.database)
         self.engine = self.database.engine
         self.commits = GroupCommit(self.database)
+        self.quotas = Quotas(settings.quotas, self.database) if settings.quotas.any else None
         self.announcer = Announcer(self.database)
         self.feed = Feed(self.database, settings.api.max_streams)
         self.waits = Waits(self.database)

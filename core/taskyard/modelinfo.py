@@ -58,6 +58,11 @@ def is_list(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (tuple, list)
 
 
+def is_table(annotation: Any) -> bool:
+    """Is this a table whose keys are anybody's?"""
+    return typing.get_origin(annotation) is dict
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?``, or nothing where no known name is near."""
     found = difflib.get_close_matches(name, list(known), n=1)

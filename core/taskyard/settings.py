@@ -131,6 +131,40 @@ class RetentionSettings(Section):
     expired: Period = Field(None, description="After this time a task that expired is deleted.")
 
 
+Amount = Annotated[int | None, Field(ge=1, le=2**31 - 1)]
+
+
+class Quota(Section):
+    """What one namespace may do over REST. Unset: as much as it likes."""
+
+    submissions_per_second: float | None = Field(None, gt=0, le=1_000_000, description="Tasks that it submits a second; each of a batch counts.")
+    live_tasks: Amount = Field(None, description="Its tasks that have not ended.")
+    payload_bytes: Amount = Field(None, description="Bytes of JSON of one task's payload.")
+
+
+class QuotaSettings(Quota):
+    """What each namespace may do over REST. Unset: as much as it likes."""
+
+    namespaces: dict[str, Quota] = Field(
+        default_factory=dict,
+        description="`[quotas.namespaces.<name>]`: the same for one namespace; what it does not set is as for all others.",
+    )
+
+    @property
+    def any(self) -> bool:
+        """Is there a quota at all?"""
+        return any(
+            value is not None for quota in (self, *self.namespaces.values()) for value in (quota.submissions_per_second, quota.live_tasks, quota.payload_bytes)
+        )
+
+    def of(self, namespace: str) -> Quota:
+        """A namespace's quotas. What its own table does not set is as for all others."""
+        own = self.namespaces.get(namespace)
+        if own is None:
+            return self
+        return Quota(**{name: getattr(own if name in own.model_fields_set else self, name) for name in Quota.model_fields})
+
+
 class PluginSettings(BaseModel):
     """Which plugins run. ``[plugins.<name>]`` tables are validated by each plugin's own model."""
 
@@ -170,6 +204,7 @@ class Settings(Section):
     deliveries: DeliverySettings = DeliverySettings()
     log: LogSettings = LogSettings()
     retention: RetentionSettings = RetentionSettings()
+    quotas: QuotaSettings = QuotaSettings()
     plugins: PluginSettings = PluginSettings()
     routes: tuple[Route, ...] = ()
     _lines: dict[Key, str] = PrivateAttr(default_factory=dict)

@@ -19,7 +19,7 @@ from dotenv.parser import parse_stream
 from pydantic import BaseModel, ValidationError
 
 from taskyard.errors import ConfigurationError
-from taskyard.modelinfo import PREFIX, Key, annotation_of, environment_names, is_list, near, section_of, sentences
+from taskyard.modelinfo import PREFIX, Key, annotation_of, environment_names, is_list, is_table, near, section_of, sentences
 from taskyard.tomlfile import read_text, read_toml, references, resolve, substitute
 
 #: TASKYARD_ variables that are no settings: for finding the file, for clients, for what the process plugin starts, and for tests.
@@ -144,8 +144,9 @@ class _Reader(Generic[M]):
     def _decode(self, key: Key, leaf: Leaf) -> Any:
         """A variable's lists and tables are JSON; lists of words may be comma separated."""
         text: str = leaf.value
-        listed = is_list(annotation_of(self.model, key))
-        if text[0] in "[{" and (listed or len(key) > 2):
+        annotation = annotation_of(self.model, key)
+        listed = is_list(annotation)
+        if text[0] in "[{" and (listed or is_table(annotation) or len(key) > 2):
             try:
                 return json.loads(text)
             except ValueError:

@@ -235,6 +235,16 @@ idempotency_keys = Table(
     Index("ix_idempotency_keys_created_at", "created_at"),
 )
 
+# Until when a namespace with a quota is busy with what it submitted (see quotas.py). What a crash takes is a second's worth: no WAL is spent on it.
+submission_rates = Table(
+    "submission_rates",
+    metadata,
+    Column("namespace", Text, primary_key=True),
+    _time("busy_until", nullable=False),
+    prefixes=["UNLOGGED"],
+    postgresql_with={"fillfactor": "50"},
+)
+
 # What the processes have counted since ever (see metrics.py). A histogram has a row for each bucket, not cumulated, and one for
 # its sum. The same few rows are updated again and again: room in each page keeps that heap-only.
 counters = Table(

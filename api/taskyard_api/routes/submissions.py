@@ -34,7 +34,7 @@ router = APIRouter(tags=["tasks"])
 BREATH = 100
 _REPLAYED = {"Idempotency-Replayed": "true"}
 _AGAIN = "Submitted before with this Idempotency-Key; or, with validate_only, right as it is, and shown with its type's defaults."
-_ANSWERS = problems(*BODY, 404, 409) | {200: {"description": _AGAIN, "content": {"application/json": {"schema": {"type": "object"}}}}}
+_ANSWERS = problems(*BODY, 404, 409, 429) | {200: {"description": _AGAIN, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 def _documented(schema: str, *more: dict[str, Any]) -> dict[str, Any]:
@@ -55,13 +55,13 @@ async def submit_task(request: Request) -> Response:
             return _json(valid_task(new), 200)
         if options.wait is not None:
             new = replace(new, awaited=True)
-        submitted = await service.commits.submit(new, key=key)
+        submitted, quota = await _submit(service, namespace, [new], key, "/payload")
     except InvalidInput as error:
-        submitted = await _made_before(service, key, error)
+        submitted, quota = await _made_before(service, key, error), {}
     (row,) = submitted.rows
     id_ = row["id"]
     request.scope[TASK_ID] = str(id_)
-    headers = {"Location": f"{request.scope.get('root_path', '')}{BASE}/tasks/{id_}"}
+    headers = {"Location": f"{request.scope.get('root_path', '')}{BASE}/tasks/{id_}", **quota}
     if not submitted.replayed:
         service.submitted(row)
     if options.wait is not None:
@@ -93,17 +93,25 @@ async def submit_tasks(request: Request) -> Response:
         if options.validate_only:
             await _refuse_conflicts(service, namespace, new)
             return _json({"items": list(map(valid_task, new))}, 200)
-        submitted = await service.commits.submit(*new, key=key)
+        submitted, quota = await _submit(service, namespace, new, key, "/tasks/{}/payload")
     except UniqueConflict as error:
         error.pointer = f"/tasks/{error.index}/unique_key"
         raise
     except InvalidInput as error:
-        submitted = await _made_before(service, key, error)
+        submitted, quota = await _made_before(service, key, error), {}
     if submitted.replayed:
-        return answer(TASK_BATCH, {"items": submitted.rows}, 200, _REPLAYED)
+        return answer(TASK_BATCH, {"items": submitted.rows}, 200, _REPLAYED | quota)
     for row in submitted.rows:
         service.submitted(row)
-    return _json({"items": [new_task(*pair) for pair in zip(new, submitted.rows, strict=True)]}, 201)
+    return _json({"items": [new_task(*pair) for pair in zip(new, submitted.rows, strict=True)]}, 201, quota)
+
+
+async def _submit(service: Service, namespace: str, new: Sequence[NewTask], key: IdempotencyKey | None, at: str) -> tuple[Submitted, dict[str, str]]:
+    """Submit tasks, if the namespace's quotas let them in, and what there is to tell of those. ``at`` is where the request has their payloads."""
+    if service.quotas is None:
+        return await service.commits.submit(*new, key=key), {}
+    async with service.quotas.admitted(namespace, new, at) as told:
+        return await service.commits.submit(*new, key=key), dict(told)
 
 
 def _key(call: str, options: SubmitOptions, namespace: str, sent: Any) -> IdempotencyKey | None:
