@@ -97,6 +97,16 @@ class TaskOut(Out):
     )
 
 
+class PlaceOut(Out):
+    """Where a waiting task stands, without the task."""
+
+    position: int | None = Field(description="1 is the next of its queue and lane to start. Null: it is not in line.")
+    capped: bool = Field(description="Counting stopped at `position`: the task may stand further back.")
+    estimated_start: datetime | None = Field(
+        description="An estimate, from how long tasks took lately on the workers that there are; a planned time, if it has one. Null: nothing can be said."
+    )
+
+
 class EventOut(Out):
     """One step of a task's history."""
 
@@ -288,6 +298,7 @@ class Ready(Out):
 TASK: TypeAdapter[TaskOut] = TypeAdapter(TaskOut)
 TASK_BATCH: TypeAdapter[TaskBatch] = TypeAdapter(TaskBatch)
 TASK_PAGE: TypeAdapter[TaskPage] = TypeAdapter(TaskPage)
+PLACE: TypeAdapter[PlaceOut] = TypeAdapter(PlaceOut)
 EVENT_PAGE: TypeAdapter[EventPage] = TypeAdapter(EventPage)
 LOG_PAGE: TypeAdapter[LogPage] = TypeAdapter(LogPage)
 DELIVERY: TypeAdapter[DeliveryOut] = TypeAdapter(DeliveryOut)

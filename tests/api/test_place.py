@@ -100,3 +100,11 @@ async def test_lists_and_submissions_do_not_count(client: AsyncClient) -> None:
     (listed,) = (await client.get("/tasks")).json()["items"]
     for shown in (task, listed):
         assert (shown["position"], shown["estimated_start"]) == (None, None)
+
+
+async def test_the_place_alone_says_the_same_and_whether_counting_stopped(client: AsyncClient, engine: Engine) -> None:
+    tasks = [await submit(client) for _ in range(2)]
+    assert (await client.get(f"/tasks/{tasks[1]['id']}/place")).json() == {"position": 2, "capped": False, "estimated_start": None}
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE tasks SET namespace = 'theirs'"))
+    assert (await client.get(f"/tasks/{tasks[0]['id']}/place")).status_code == 404

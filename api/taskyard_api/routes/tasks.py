@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from taskyard import lifecycle, queries
-from taskyard.place import is_in_line, placed_task
+from taskyard.place import COUNT_LIMIT, is_in_line, placed_task
 from taskyard_api import patching
 from taskyard_api.body import json_object
 from taskyard_api.conditions import IfMatch, IfNoneMatch, Verb, etag, is_known, only_if
-from taskyard_api.models import EVENT_PAGE, LOG_PAGE, TASK, TASK_PAGE, EventPage, LogPage, TaskOut, TaskPage
+from taskyard_api.models import EVENT_PAGE, LOG_PAGE, PLACE, TASK, TASK_PAGE, EventPage, LogPage, PlaceOut, TaskOut, TaskPage
 from taskyard_api.parameters import LogQuery, PageQuery, TaskId, TaskQuery, task_uuid
 from taskyard_api.prefer import Prefer, applied, wait_of
 from taskyard_api.routes.answers import BODY, answer, body, problems
@@ -54,6 +54,13 @@ async def change_task(request: Request, service: Serving, namespace: Namespace, 
 async def list_task_events(service: Serving, namespace: Namespace, task_id: TaskId, query: Annotated[PageQuery, Query()]) -> Response:
     """List a task's history, oldest first."""
     return answer(EVENT_PAGE, await service.read(queries.task_events, namespace, task_uuid(task_id), query.limit, query.cursor))
+
+
+@router.get("/tasks/{task_id}/place", response_model=PlaceOut, responses=problems(404))
+async def get_place(service: Serving, namespace: Namespace, task_id: TaskId) -> Response:
+    """Look where a waiting task stands in its line, and when it may start: as the task itself shows it, for whoever asks again and again."""
+    found = await service.read(placed_task, namespace, task_uuid(task_id), service.settings.dispatch.worker_silence)
+    return answer(PLACE, found | {"capped": found["position"] == COUNT_LIMIT})
 
 
 @router.get("/tasks/{task_id}/logs", response_model=LogPage, responses=problems(404))

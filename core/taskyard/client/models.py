@@ -64,6 +64,9 @@ class Task(Answer):
     cancel_requested: bool = False
     #: Grows with every change. Give it back as ``if_version``.
     version: int
+    #: Where it waits in line, and an estimate of when it starts: in the answer for one task, None in lists.
+    position: int | None = None
+    estimated_start: datetime | None = None
 
     @property
     def ended(self) -> bool:
