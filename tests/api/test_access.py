@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import iter_route_contexts
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import Connection, Engine, text
 
@@ -368,6 +369,17 @@ async def test_an_operators_verb_leaves_who_did_it(app: FastAPI, engine: Engine)
         assert (await operator.post("/queues/io/resume")).status_code == 200
     with engine.connect() as connection:
         assert [(row.key_name, row.verb, row.target) for row in keys.noted(connection, 10)] == [("ops", "queue.resume", "io"), ("ops", "queue.pause", "io")]
+
+
+async def test_every_operators_call_that_changes_something_records_whose_key_it_was(app: FastAPI) -> None:
+    found = []
+    for route in iter_route_contexts(app.router.routes):
+        for method in set(getattr(route, "methods", None) or ()) - {"GET", "HEAD"}:
+            if access.rule_for(method, sample(str(route.path))) == "admin":
+                endpoint = getattr(route.original_route, "endpoint")  # noqa: B009  # not every route has one
+                assert "operate" in endpoint.__code__.co_names, f"{method} {route.path} goes past Service.operate"
+                found.append(route.path)
+    assert len(found) >= 3
 
 
 async def test_the_document_says_which_key_each_call_needs(app: FastAPI, engine: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pydantic import HttpUrl
 from sqlalchemy import Engine, text
 
 from taskyard import client as api
-from taskyard import deliveries, keys, lifecycle
+from taskyard import deliveries, keys, lifecycle, tasklogs
 from taskyard.client import AsyncClient, Client, New, Retries
 from taskyard.errors import ConfigurationError
 from taskyard.plugins import Registry
@@ -113,6 +114,20 @@ def start(engine: Engine, task_id: UUID) -> int:
         lifecycle.dispatch(connection, "io", "async", 10, 60)
         (row,) = lifecycle.claim(connection, worker, "io", "async", [task_id], ["pages.fetch"], 1)
     return int(row["fence"])
+
+
+def test_a_tasks_log_is_listed_and_followed(call: Caller, engine: Engine) -> None:
+    task = call(lambda client: client.submit(fetch, PAGE))
+    lines = [{"time": "2026-01-01T00:00:00Z", "level": level, "message": level, "fields": {"n": 1}} for level in ("info", "warning")]
+    rows = json.dumps([{"id": str(task.id), "fence": start(engine, task.id), "dropped": 0, "lines": lines}])
+    with engine.begin() as connection:
+        assert tasklogs.write(connection, rows) == [task.id]
+        connection.execute(text("UPDATE tasks SET cancel_requested_at = now()"))
+        lifecycle.finish(connection, [lifecycle.Finished(task.id, 1, "cancelled")], 3)
+    assert [(line.level, line.fields["n"], line.fence) for line in call(lambda client: client.logs(task.id))] == [("info", 1, 1), ("warning", 1, 1)]
+    assert [line.message for line in call(lambda client: client.logs(task.id, level=["warning", "error"]))] == ["warning"]
+    followed = [(event.type, event.data.get("message")) for event in call(lambda client: client.follow(task.id))]
+    assert followed[-3:] == [("task.log", "info"), ("task.log", "warning"), ("task.cancelled", None)]
 
 
 Outcome = Literal["succeeded", "failed", "cancelled"]

@@ -39,6 +39,7 @@ class Calls(Caller):
     page = operation(Core.page)
     list = streaming(Core.list)
     events = streaming(Core.events)
+    logs = streaming(Core.logs)
     follow = streaming(Core.follow)
     watch = streaming(Core.watch)
     cancel = operation(Core.cancel)

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from taskyard.client import streams
 from taskyard.client.errors import WaitTimeout
 from taskyard.client.exchange import Call, Exchange, get
-from taskyard.client.models import Changed, Checked, Delivery, Event, Notifier, Page, Place, Plugin, Queue, Task, TaskType
+from taskyard.client.models import Changed, Checked, Delivery, Event, LogLine, Notifier, Page, Place, Plugin, Queue, Task, TaskType
 from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, plain
 
 Id = UUID | str
@@ -29,6 +29,7 @@ SOON = 0.5
 TASK = TypeAdapter(Task)
 TASKS = TypeAdapter(Page[Task])
 EVENTS = TypeAdapter(Page[Event])
+LOGS = TypeAdapter(Page[LogLine])
 DELIVERIES = TypeAdapter(Page[Delivery])
 QUEUE = TypeAdapter(Queue)
 
@@ -108,6 +109,10 @@ class Core:
     def events(self, task_id: Id) -> AsyncGenerator[Event, None]:
         """A task's history so far, oldest first."""
         return streams.items(self.exchange, ("tasks", str(task_id), "events"), {}, EVENTS)
+
+    def logs(self, task_id: Id, *, level: Sequence[str] = ()) -> AsyncGenerator[LogLine, None]:
+        """What a task's handler has logged so far, oldest first; of some levels, or of all. :meth:`follow` has them live, as ``task.log``."""
+        return streams.items(self.exchange, ("tasks", str(task_id), "logs"), {"level": list(level)} if level else {}, LOGS)
 
     # --- live ---
 

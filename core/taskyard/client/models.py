@@ -93,6 +93,18 @@ class Event(Answer):
         return self.type.removeprefix("task.") in TERMINAL
 
 
+class LogLine(Answer):
+    """A line that a task's handler has logged. ``level`` is debug, info, warning, error or critical; ``fence`` is its run's."""
+
+    id: str
+    time: datetime
+    level: str
+    message: str
+    fields: Mapping[str, Any] = Field(default_factory=dict)
+    attempt: int
+    fence: int
+
+
 class Place(Answer):
     """Where a waiting task stands. ``estimated_start`` is an estimate, and None where nothing can be said."""
 
