@@ -20,6 +20,10 @@ _SECRET_KEY = re.compile(r"pass(word|wd|phrase)|secret|token|authorization|crede
 _URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/?#@]*:)[^\s/?#]*@", re.IGNORECASE)
 #: A secret in a URL's query, such as libpq's ?password=.
 _URL_QUERY = re.compile(r"(?P<head>[?&][\w-]*(password|secret|token|key|signature)[\w-]*=)[^&\s#]+", re.IGNORECASE)
+#: Servers whose URL is of use without its password. Others may have their secrets anywhere in it, as those of chat services have.
+_SERVER = re.compile(r"(postgres|postgresql|amqp|amqps|pyamqp|redis|rediss|sentinel|https?|filesystem|memory|sqs|rpc)(\+\w+)?://", re.IGNORECASE)
+#: A part of such a URL that is shorter may be any word.
+_SHORTEST_PART = 10
 #: A secret that is shorter is not looked for inside other texts: it may be any word.
 SHORTEST = 6
 #: One that is shorter than this only counts as a word of its own, so that the password "postgres" leaves "postgresql" alone.
@@ -50,7 +54,11 @@ def secrets_in(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, SecretStr | SecretBytes):
         raw = value.get_secret_value()
         held = raw if isinstance(raw, str) else raw.decode(errors="replace")
-        yield from _url_secrets(held) if "://" in held else [held]
+        if _SERVER.match(held):
+            yield from _url_secrets(held)
+        else:
+            yield held
+            yield from (part for part in re.split(r"[:/@?&=#]+", held) if "://" in held and len(part) >= _SHORTEST_PART)
     elif isinstance(value, str):
         yield from [value] if _is_secret(key) else _url_secrets(value)
     elif isinstance(value, BaseModel):
@@ -77,8 +85,8 @@ def mask(value: Any, key: str = "", depth: int = 0) -> Any:
         return MASK if value and _is_secret(key) else mask_url(value)
     if isinstance(value, SecretStr):
         shown = mask_url(value.get_secret_value())
-        # A URL is of use without its password; a malformed one may hide it anywhere.
-        return shown if "://" in shown and shown.count("@") == shown.count(f":{MASK}@") and not _is_secret(key) else MASK
+        # A malformed URL may hide its password anywhere.
+        return shown if _SERVER.match(shown) and shown.count("@") == shown.count(f":{MASK}@") and not _is_secret(key) else MASK
     if isinstance(value, SecretBytes) or (_is_secret(key) and value not in (None, b"") and not isinstance(value, bool | int | float)):
         return MASK
     if depth >= 16:

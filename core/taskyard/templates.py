@@ -53,6 +53,7 @@ _EVENT_TEXT = """\
 {{ name }}: {{ value }}
 {% endfor %}
 {% endif %}
+
 {% if task.type %}
 task {{ event.task_id }}, attempt {{ event.attempt }}, queue {{ task.queue }}{% if task.tags %}, tags {{ task.tags|join(", ") }}{% endif %}
 

@@ -54,11 +54,11 @@ class WebhookOptions(BaseModel):
 
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
-        if not self.keys():
+        if not self.signers():
             raise ValueError("expected secret, or secrets: a receiver must be able to tell who calls")
         return self
 
-    def keys(self) -> list[str]:
+    def signers(self) -> list[str]:
         """All the secrets that sign, each once."""
         given = [self.secret, *self.secrets] if self.secret else list(self.secrets)
         return list(dict.fromkeys(secret.get_secret_value() for secret in given))
@@ -74,7 +74,7 @@ class Webhook:
         """One try: any 2xx is a delivery, 410 means never again, everything else another try."""
         config = ctx.config or Config()
         body = json.dumps(event.to_cloudevent(), separators=(",", ":"), allow_nan=False)
-        headers = signed_headers(options.keys(), ctx.delivery_id, datetime.now(UTC), body)
+        headers = signed_headers(options.signers(), ctx.delivery_id, datetime.now(UTC), body)
         try:
             async with (
                 asyncio.timeout(options.timeout),

@@ -112,6 +112,14 @@ def test_a_secret_url_is_shown_without_its_password_and_a_malformed_one_not_at_a
     assert mask(SecretStr("postgresql://h/d?password=hunter2"), "url") == "postgresql://h/d?password=***"
 
 
+def test_a_chat_services_url_is_a_secret_as_a_whole() -> None:
+    url = "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
+    assert mask({"url": SecretStr(url)}) == {"url": "***"}
+    hidden = Hidden()
+    hidden.add(secrets_in({"url": SecretStr(url)}))
+    assert hidden.clean(f"POST {url} and https://hooks.slack.com/services/TIiajkdnlazkcOXrIdevi7FQ") == "POST *** and https://hooks.slack.com/services/***"
+
+
 def test_no_colours_are_written_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     assert not sys.stderr.isatty()
     logs.configure(LogSettings(format="console"))

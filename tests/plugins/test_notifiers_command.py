@@ -227,3 +227,37 @@ def test_a_route_from_the_environment_is_named_by_its_variable(cli: Cli) -> None
     routes = json.dumps([{"name": "a", "notifier": "log", "events": ["task.failed"], "options": {"levl": "info"}}])
     run = cli("config", "check", TASKYARD_ROUTES=routes)
     assert run.stderr == "environment: route 'a': options.levl: no such setting. Did you mean 'level'?\n"
+
+
+CHAT = """
+[[routes]]
+name = "chat"
+notifier = "apprise"
+events = ["task.failed"]
+options = { url = "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ", title = "{{ task.type }}" }
+
+[[routes]]
+name = "hook"
+notifier = "webhook"
+events = ["task.failed"]
+options = { url = "https://hooks.example.com/", secrets = ["SECRET"] }
+
+[[routes]]
+name = "broken"
+notifier = "apprise"
+events = ["task.failed"]
+options = { url = "slack://TIiajkdnlazkcOXrIdevi7FQ" }
+"""
+
+
+def test_config_show_masks_what_a_notifier_holds_as_a_secret(cli: Cli) -> None:
+    _configure(cli, CHAT.replace("SECRET", SECRET))
+    run = cli("config", "show", "--json")
+    assert run.returncode == 0, run.stderr
+    options = {route["name"]: route["options"] for route in json.loads(run.stdout)["routes"]}
+    assert options["chat"] == {"url": "***", "title": "{{ task.type }}"}
+    assert options["hook"]["url"] == "https://hooks.example.com/"
+    assert options["broken"] == {"url": "***"}
+    for shown in (run.stdout, cli("config", "show").stdout):
+        assert "TIiajkdnlazkcOXrIdevi7FQ" not in shown
+        assert SECRET not in shown

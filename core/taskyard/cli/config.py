@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import typer
 
@@ -10,9 +11,9 @@ from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, write_
 from taskyard.database import database_url
 from taskyard.dispatch.app import check_broker_url
 from taskyard.errors import ConfigurationError
-from taskyard.masking import mask
+from taskyard.masking import MASK, mask
 from taskyard.modelinfo import Key
-from taskyard.plugins import WAITING, check_routes, is_waiting, load_plugins
+from taskyard.plugins import WAITING, check_routes, is_waiting, load_plugins, route_options
 from taskyard.settings import Settings, load_settings, load_with_places
 
 app = typer.Typer(help="Look at the settings, and check them.", no_args_is_help=True)
@@ -23,6 +24,7 @@ def show(as_json: AsJson = False) -> None:
     """Show every setting and where it came from; secrets are masked."""
     loaded = load_with_places()
     masked = mask(loaded.settings)
+    _mask_options(loaded.settings, masked["routes"])
     if as_json:
         write_json(masked)
         return
@@ -31,6 +33,23 @@ def show(as_json: AsJson = False) -> None:
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             rows.append((f"{section}.{name}".rstrip("."), value, _place((section, name), loaded.places)))
     write_table(("SETTING", "VALUE", "FROM"), rows, fold=("VALUE", "FROM"))
+
+
+def _mask_options(settings: Settings, routes: list[dict[str, Any]]) -> None:
+    """Mask what each notifier's own model holds as a secret: a chat service's URL is one, whatever its option is called."""
+    if not routes:
+        return
+    keep_plugins_quiet()
+    chosen = settings.plugins
+    registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+    for route, shown in zip(settings.routes, routes, strict=True):
+        try:
+            options = dict(route_options(registry, route))
+        except ConfigurationError:
+            # Nobody can tell which of them are secrets.
+            shown["options"] = dict.fromkeys(route.options, MASK)
+        else:
+            shown["options"] = {name: mask(options.get(name, MASK), name) for name in route.options}
 
 
 def _place(key: Key, places: dict[Key, str]) -> str:
