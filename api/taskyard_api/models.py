@@ -8,9 +8,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from taskyard.levels import Level
 from taskyard.lifecycle import Status
 from taskyard.place import COUNT_LIMIT
-from taskyard.tasklogs import Level
 
 Text = Annotated[str, BeforeValidator(str)]
 

@@ -23,9 +23,9 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from taskyard.errors import InvalidInput, NotFound
+from taskyard.levels import Level
 from taskyard.lifecycle import Status
 from taskyard.queries import DeliveryFilters, TaskFilters
-from taskyard.tasklogs import Level
 from taskyard.validation import Instant, nearest, problems_of
 
 

@@ -85,20 +85,20 @@ class Quotas:
         return headers
 
     async def _let_in(self, namespace: str, live: _Live, limit: int, count: int, headers: Headers) -> None:
-        if live.room < count or time.monotonic() >= live.until:
-            async with live.counting:
+        # One after the other: who comes while it is counted finds room then, or none.
+        async with live.counting:
+            if live.room >= count and time.monotonic() < live.until:
+                live.room -= count
+            else:
                 await self._count(namespace, live, limit, count, headers)
-                live.under_way += count
-        else:
-            live.room -= count
             live.under_way += count
 
     async def _count(self, namespace: str, live: _Live, limit: int, count: int, headers: Headers) -> None:
-        # Those under way may be counted twice, or be refused yet: at its edge, a quota is kept rather than used up.
+        # Those under way now may be counted twice, or be refused yet: at its edge, a quota is kept rather than used up.
         under_way = live.under_way
         async with self._database.connect() as connection:
             known = await connection.run_sync(quotas.live, namespace, limit + 1)
-        left = limit - known - max(under_way, live.under_way) - count
+        left = limit - known - under_way - count
         if left < 0:
             live.room = 0
             most = "" if count <= limit else f" It can never have the {count} of this request."

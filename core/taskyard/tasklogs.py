@@ -6,16 +6,13 @@ written by its fence while it runs: before its end is recorded, and never after.
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 #: Bytes of a task's lines, as JSON, that are kept.
 LIMIT: Final = 1_048_576
-Level = Literal["debug", "info", "warning", "error", "critical"]
-#: The least severe first.
-LEVELS: Final[tuple[Level, ...]] = get_args(Level)
 #: The type of a line in a task's stream.
 EVENT: Final = "task.log"
 #: No line has fewer bytes: its time, its level and the names of both.

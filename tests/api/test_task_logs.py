@@ -10,6 +10,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import Engine, text
 
 from taskyard import tasklogs
+from taskyard.levels import LEVELS
 
 from .conftest import force, submit
 from .test_live import reading, service  # noqa: F401  # a fixture, asked for by its name
@@ -46,7 +47,7 @@ async def test_a_tasks_lines_are_listed_oldest_first_in_pages(client: AsyncClien
 
 async def test_levels_choose_lines_and_a_cursor_belongs_to_them(client: AsyncClient, engine: Engine) -> None:
     task = await running(client, engine)
-    for level in tasklogs.LEVELS:
+    for level in LEVELS:
         log(engine, task, level, level=level)
     page = (await client.get(f"/tasks/{task['id']}/logs?level=warning&level=error&limit=1")).json()
     assert [line["message"] for line in page["items"]] == ["warning"]

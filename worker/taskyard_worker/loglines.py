@@ -20,6 +20,7 @@ import structlog
 from pydantic_core import to_json
 
 from taskyard import logs, tasklogs
+from taskyard.levels import LEVELS
 from taskyard.storable import find_unstorable, storable_text
 
 #: Seconds between two messages with lines of one child.
@@ -52,7 +53,7 @@ def logger(name: str, fields: dict[str, Any], keep: Callable[[str], None]) -> An
 def line(event: MutableMapping[str, Any], bound: dict[str, Any]) -> str:
     """A log line as JSON, without what its run has ``bound``: masked as in the worker's log, and as PostgreSQL takes it. Never raises."""
     level = event.get("level")
-    told = {"time": event.get("timestamp") or datetime.now(UTC).isoformat(), "level": level if level in tasklogs.LEVELS else "info"}
+    told = {"time": event.get("timestamp") or datetime.now(UTC).isoformat(), "level": level if level in LEVELS else "info"}
     try:
         said = logs.safe(structlog.processors.format_exc_info(None, "", dict(event)))
         told |= {"message": storable_text(said.get("event", ""), MAX_TEXT), "fields": _fields(said, bound)}
