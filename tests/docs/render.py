@@ -39,7 +39,7 @@ The strongest first:
 4. `taskyard.toml`: the file that `TASKYARD_CONFIG` names, else `./taskyard.toml` if it is there
 
 An empty variable counts as unset. Lists in a variable are JSON or comma separated: `TASKYARD_WORKER__QUEUES=default,mail`. A name that no
-setting has is an error that tells the nearest one. Passed over are `TASKYARD_CONFIG`, `TASKYARD_URL` (for the command line's client),
+setting has is an error that tells the nearest one. Passed over are `TASKYARD_CONFIG`, `TASKYARD_URL`, `TASKYARD_KEY` and `TASKYARD_PROFILE` (for clients),
 `TASKYARD_TASK_ID` and `TASKYARD_ATTEMPT` (which `process.run` gives its commands), `TASKYARD_TEST_...`, and what Kubernetes sets for a service named
 taskyard.
 

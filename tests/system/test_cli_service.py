@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,6 +25,7 @@ from taskyard import lifecycle
 from taskyard.plugins import load_plugins
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_api.app import create_app
+from tests.stack import until
 
 pytestmark = pytest.mark.one_pair
 
@@ -49,7 +52,12 @@ class Client:
     def __init__(self, url: str, folder: Path) -> None:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
-        self.environment = {"PATH": os.environ["PATH"], "TASKYARD_URL": url}
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "TASKYARD_URL": url,
+            "HOME": str(folder),
+            **({"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}),
+        }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "taskyard", *arguments]
@@ -72,6 +80,13 @@ class Client:
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self(*arguments, "--json")[0])
+
+    def complete(self, *words: str) -> list[str]:
+        """What a shell offers for the last of these words."""
+        asked = {"_TASKYARD_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["taskyard", *words]), "COMP_CWORD": str(len(words))}
+        run = subprocess.run([sys.executable, "-m", "taskyard"], cwd=self.folder, env=self.environment | asked, capture_output=True, text=True, timeout=60)
+        assert run.stderr == ""
+        return run.stdout.split()
 
     def submit(self, *options: str) -> dict[str, Any]:
         task: dict[str, Any] = self.json("submit", "http.request", "--payload", PAYLOAD, *options)
@@ -247,3 +262,91 @@ def test_show_tells_where_a_waiting_task_stands(client: Client) -> None:
     _, err = client("tasks", "show", tasks[2]["id"])
     assert "In line: 3. Estimated start: unknown." in err
     assert client.json("tasks", "show", tasks[0]["id"])["position"] == 1
+
+
+def test_profiles_name_services_and_a_file_that_others_can_read_is_told(client: Client, url: str) -> None:
+    home = client.folder / "config"
+    (home / "taskyard").mkdir(parents=True)
+    file = home / "taskyard" / "profiles.toml"
+    file.write_text(f'[here]\nurl = "{url}"\nkey = "ty_x"\n[gone]\nurl = "http://127.0.0.1:1"\n')
+    file.chmod(0o644)
+    del client.environment["TASKYARD_URL"]
+    client.environment["XDG_CONFIG_HOME"] = str(home)
+    _, err = client("tasks", "list", "--profile", "here")
+    assert f"chmod 600 {file}" in err
+    file.chmod(0o600)
+    assert client("tasks", "list", "--profile", "here")[1] == ""
+    _, err = client("tasks", "list", "--profile", "gone", code=1)
+    assert "Nothing answers at http://127.0.0.1:1" in err
+    _, err = client("tasks", "list", "--profile", "her", code=1)
+    assert "Did you mean 'here'?" in err
+    client.environment["TASKYARD_PROFILE"] = "here"
+    assert client.submit()["status"] == "pending"
+    assert client.complete("tasks", "list", "--profile", "") == ["gone", "here"]
+
+
+def test_a_shell_completes_types_ids_queues_statuses_and_options(client: Client) -> None:
+    task = client.submit()
+    assert "http.request" in client.complete("submit", "http.r")
+    assert client.complete("tasks", "show", task["id"][:8]) == [task["id"]]
+    assert client.complete("tasks", "list", "--status", "su") == ["succeeded"]
+    assert client.complete("tasks", "list", "--queue", "defa") == ["default"]
+    assert "watch" in client.complete("tasks", "w")
+    assert "--profile" in client.complete("tasks", "list", "--pro")
+    client.environment["TASKYARD_URL"] = "http://127.0.0.1:1"
+    assert client.complete("submit", "http.r") == [], "a service that is away completes nothing, and says nothing"
+
+
+def test_all_tasks_can_be_watched_with_a_filter(client: Client) -> None:
+    watching = client.start("tasks", "watch", "--filter", "tag=told")
+    assert watching.stdout is not None
+    lines: list[str] = []
+    reader = Thread(target=lambda: lines.extend(iter(watching.stdout.readline, "")))  # type: ignore[union-attr]  # asserted above
+    reader.start()
+    ids: list[str] = []
+
+    def told() -> bool:
+        ids.append(client.submit("--tag", "told")["id"])
+        return bool(lines)
+
+    until(told, 60, "the first event")
+    client.submit("--tag", "other")
+    last = client.submit("--tag", "told")["id"]
+    until(lambda: any(last in line for line in lines), 30, "the last event")
+    watching.terminate()
+    reader.join(30)
+    assert all("http.request  task.submitted" in line for line in lines)
+    assert {line.split()[2] for line in lines} <= {*ids, last}
+
+
+def test_who_waits_at_a_terminal_sees_progress_while_it_runs(client: Client, engine: Engine) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "taskyard", "submit", "http.request", "--payload", PAYLOAD, "--wait"]
+    environment = client.environment | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, cwd=client.folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, text=True)
+    client.started.append(process)
+    os.close(theirs)
+    seen = bytearray()
+    reader = Thread(target=_read_terminal, args=(ours, seen))
+    reader.start()
+    id_ = UUID(wait_until_submitted(client))
+    worker = uuid4()
+    with engine.begin() as connection:
+        lifecycle.register_worker(connection, worker, "w", [QUEUE], {})
+        lifecycle.dispatch(connection, QUEUE, "async", 10, 60)
+        (row,) = lifecycle.claim(connection, worker, QUEUE, "async", [id_], ["http.request"], 1)
+        lifecycle.progress(connection, {(id_, row["fence"]): {"fraction": 0.5, "message": "half of it [bold]"}})
+    until(lambda: b"half of it [bold]" in seen, 30, "the progress")
+    assert process.poll() is None
+    with engine.begin() as connection:
+        lifecycle.finish(connection, [lifecycle.Finished(id_, row["fence"], "succeeded", result="{}")], 3)
+    out, _ = process.communicate(timeout=60)
+    reader.join(30)
+    os.close(ours)
+    assert (process.returncode, "succeeded" in out) == (0, True)
+
+
+def _read_terminal(ours: int, seen: bytearray) -> None:
+    with suppress(OSError):  # how a terminal on Linux says that its last writer has gone
+        while data := os.read(ours, 4096):
+            seen.extend(data)

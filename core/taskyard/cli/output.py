@@ -87,9 +87,10 @@ def say(message: str) -> None:
     console(err=True).print(text(message))
 
 
-def local_time(stamp: str | None) -> str:
-    """An RFC 3339 time in the local zone, to the second."""
-    return f"{datetime.fromisoformat(stamp).astimezone():%Y-%m-%d %H:%M:%S}" if stamp else ""
+def local_time(stamp: str | datetime | None) -> str:
+    """A time (as text in RFC 3339) in the local zone, to the second."""
+    when = datetime.fromisoformat(stamp) if isinstance(stamp, str) else stamp
+    return f"{when.astimezone():%Y-%m-%d %H:%M:%S}" if when else ""
 
 
 def keep_plugins_quiet() -> None:

@@ -6,13 +6,16 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from taskyard.cli.output import AsJson, console, write_json, write_pairs
-from taskyard.cli.rest import DEFAULT_URL, Key, Service, Url
+from taskyard.cli.rest import Key, ProfileName, Url, complete_queue, complete_type, connect
+from taskyard.client import Client, Event, New, Task
+from taskyard.client.models import Answer
+from taskyard.client.submissions import Options
 from taskyard.masking import escape_controls
 
 
@@ -24,11 +27,11 @@ def _time(given: str) -> str:
 
 
 def submit(
-    type: Annotated[str, typer.Argument(help="Task type, such as http.request.", metavar="TYPE")],
+    type: Annotated[str, typer.Argument(help="Task type, such as http.request.", metavar="TYPE", autocompletion=complete_type)],
     payload: Annotated[str, typer.Option(help="Payload: JSON, @FILE, or - for standard input.", metavar="JSON|@FILE|-")] = "{}",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the task's end; exit with 1 unless it succeeded.")] = False,
     priority: Annotated[int | None, typer.Option(help="0 to 9; 9 is the most urgent.")] = None,
-    queue: Annotated[str | None, typer.Option(help="Queue; each type has one of its own by default.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Queue; each type has one of its own by default.", autocompletion=complete_queue)] = None,
     delay: Annotated[float | None, typer.Option(help="Seconds to wait before the first run.")] = None,
     run_at: Annotated[str | None, typer.Option(help="Time of the first run (RFC 3339; local without an offset).", parser=_time, metavar="TIME")] = None,
     expires_at: Annotated[str | None, typer.Option(help="Time after which it is not started any more.", parser=_time, metavar="TIME")] = None,
@@ -39,47 +42,59 @@ def submit(
     unique_key: Annotated[str | None, typer.Option(help="At most one live task has this key.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Repeat the command with this key, and no second task is made.")] = None,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, and submit nothing.")] = False,
-    url: Url = DEFAULT_URL,
-    key: Key = "",
+    url: Url = None,
+    key: Key = None,
+    profile: ProfileName = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit a task."""
     if wait and validate_only:
         raise typer.BadParameter("a task that is not submitted has no end to wait for", param_hint="--validate-only")
-    options = {"priority": priority, "queue": queue, "delay": delay, "run_at": run_at, "expires_at": expires_at, "timeout": timeout}
-    more = {"max_attempts": max_attempts, "tags": tag, "metadata": metadata and _json("--metadata", metadata), "unique_key": unique_key}
-    body = {"type": type, "payload": _json("--payload", _payload_text(payload))}
-    body |= {name: value for name, value in [*options.items(), *more.items()] if value is not None}
-    with Service(url, key) as service:
-        params = {"validate_only": "true"} if validate_only else None
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
-        task = service.call("POST", "tasks", body=body, params=params, headers=headers)
-        if wait:
-            task = wait_for(service, task, quiet=as_json)
-    show_task(task, as_json=as_json)
-    if wait and task["status"] != "succeeded":
+    body = _json("--payload", _payload_text(payload))
+    given: dict[str, Any] = {"priority": priority, "queue": queue, "delay": delay, "run_at": run_at, "expires_at": expires_at, "timeout": timeout}
+    given |= {"max_attempts": max_attempts, "tags": tag, "metadata": metadata and _json("--metadata", metadata), "unique_key": unique_key}
+    # What is wrong with a value is the service's to say.
+    options = cast(Options, {name: value for name, value in given.items() if value is not None})
+    with connect(url, key, profile) as client:
+        if validate_only:
+            write_answer(client.check(New(type, body, **options)), as_json=as_json)
+            return
+        handle = client.submit(type, body, idempotency_key=idempotency_key, **options)
+        task = wait_for(client, handle.task, quiet=as_json) if wait else handle.task
+    write_answer(task, as_json=as_json)
+    if wait and task.status != "succeeded":
         raise typer.Exit(1)
 
 
-def wait_for(service: Service, task: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """Follow a task to its end, with its status and progress shown to people on standard error."""
+def wait_for(client: Client, task: Task, *, quiet: bool) -> Task:
+    """Follow a task live to its end, with its status and progress shown to people on standard error."""
     with Progress(TextColumn("{task.description}"), BarColumn(), console=console(err=True), transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
-        line = bar.add_task(task["status"], total=None)
-        latest = task
-        for latest in service.follow(task["id"]):
-            progress = latest.get("progress") or {}
-            fraction = progress.get("fraction")
-            message = escape_controls(f"{latest['type']} {latest['status']}  {progress.get('message') or ''}").replace("[", r"\[")
-            bar.update(line, description=message, total=None if fraction is None else 1.0, completed=fraction or 0)
-    return latest
+        line = bar.add_task(_line(task.type, task.status), total=None)
+        for event in client.follow(task.id):
+            _show_on(bar, line, task.type, event)
+    return client.get(task.id)
 
 
-def show_task(task: dict[str, Any], *, as_json: bool) -> None:
-    """Write one task."""
+def _show_on(bar: Progress, line: TaskID, type_: str, event: Event) -> None:
+    status = event.task.status if event.task else event.type.removeprefix("task.")
+    said = event.data if event.type == "task.progress" else {}
+    fraction = said.get("fraction")
+    done = float(fraction) if isinstance(fraction, int | float) else None
+    bar.update(line, description=_line(type_, status, said.get("message")), total=None if done is None else 1.0, completed=done or 0.0)
+
+
+def _line(type_: str, status: str, message: object = None) -> str:
+    # What a handler said must neither drive the terminal nor be taken for Rich's markup.
+    return escape_controls(f"{type_} {status}  {message or ''}").replace("[", r"\[")
+
+
+def write_answer(answer: Answer, *, as_json: bool) -> None:
+    """Write a task, or what else the service answered."""
+    shown = answer.model_dump(mode="json")
     if as_json:
-        write_json(task)
+        write_json(shown)
     else:
-        write_pairs((name.replace("_", " "), value) for name, value in task.items() if name != "version")
+        write_pairs((name.replace("_", " "), value) for name, value in shown.items() if name != "version")
 
 
 def _payload_text(given: str) -> str:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from taskyard.cli.output import AsJson, console, local_time, say, text, write_json, write_table
-from taskyard.cli.rest import DEFAULT_URL, Key, Service, Url
-from taskyard.cli.submit import show_task
+from taskyard.cli.rest import Key, ProfileName, Url, complete_id, complete_queue, complete_status, complete_type, connect
+from taskyard.cli.submit import write_answer
+from taskyard.client import Event, Filters, Task
+from taskyard.client.core import Action
 
 app = typer.Typer(help="Look at tasks, and move them.", no_args_is_help=True)
 
-Ids = Annotated[list[str] | None, typer.Argument(help="Task ids; or none, and a filter.", metavar="[ID]...")]
+Ids = Annotated[list[str] | None, typer.Argument(help="Task ids; or none, and a filter.", metavar="[ID]...", autocompletion=complete_id)]
 Filter = Annotated[
     list[str] | None,
     typer.Option("--filter", "-f", help="All tasks with this, such as status=failed or tag=nightly, instead of ids; repeat for more.", metavar="NAME=VALUE"),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With --filter: count what it finds, and change nothing.")]
-Id = Annotated[str, typer.Argument(help="Task id.", metavar="ID")]
+Id = Annotated[str, typer.Argument(help="Task id.", metavar="ID", autocompletion=complete_id)]
 Many = list[str] | None
-WAITING = ("scheduled", "pending", "queued")
 
 
 @app.command("list")
 def list_(
-    status: Annotated[Many, typer.Option(help="Only this status; repeat for more.")] = None,
-    type: Annotated[Many, typer.Option(help="Only this type; repeat for more.")] = None,
-    queue: Annotated[Many, typer.Option(help="Only this queue; repeat for more.")] = None,
+    status: Annotated[Many, typer.Option(help="Only this status; repeat for more.", autocompletion=complete_status)] = None,
+    type: Annotated[Many, typer.Option(help="Only this type; repeat for more.", autocompletion=complete_type)] = None,
+    queue: Annotated[Many, typer.Option(help="Only this queue; repeat for more.", autocompletion=complete_queue)] = None,
     tag: Annotated[Many, typer.Option(help="Only with this tag; repeat for more.")] = None,
     priority: Annotated[int | None, typer.Option(help="Only this priority.")] = None,
     created_after: Annotated[str | None, typer.Option(help="Only created after this time (RFC 3339).")] = None,
@@ -36,90 +37,104 @@ def list_(
     parent: Annotated[str | None, typer.Option(help="Only those that this task's handler submitted.", metavar="ID")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Tasks at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on where a list ended.")] = None,
-    url: Url = DEFAULT_URL,
-    key: Key = "",
+    url: Url = None,
+    key: Key = None,
+    profile: ProfileName = None,
     as_json: AsJson = False,
 ) -> None:
     """List tasks, newest first."""
-    given = {"status": status, "type": type, "queue": queue, "tag": tag, "priority": priority, "q": q, "limit": limit, "cursor": cursor}
+    given = {"status": status, "type": type, "queue": queue, "tag": tag, "priority": priority, "q": q}
     given |= {"created_after": created_after, "created_before": created_before, "parent_id": parent}
-    with Service(url, key) as service:
-        page = service.call("GET", "tasks", params={name: value for name, value in given.items() if value is not None})
+    with connect(url, key, profile) as client:
+        page = client.page(limit=limit, cursor=cursor, **cast(Filters, {name: value for name, value in given.items() if value is not None}))
     if as_json:
-        write_json(page)
+        write_json(page.model_dump(mode="json"))
         return
-    write_table(("ID", "TYPE", "STATUS", "QUEUE", "PRIO", "CREATED"), [_row(task) for task in page["items"]], fold=("TYPE", "QUEUE", "CREATED"))
-    if page.get("next_cursor"):
-        say(f"There are more: --cursor {page['next_cursor']}")
+    write_table(("ID", "TYPE", "STATUS", "QUEUE", "PRIO", "CREATED"), [_row(task) for task in page.items], fold=("TYPE", "QUEUE", "CREATED"))
+    if page.next_cursor:
+        say(f"There are more: --cursor {page.next_cursor}")
 
 
-def _row(task: dict[str, Any]) -> tuple[Any, ...]:
-    return task["id"], task["type"], task["status"], task["queue"], task["priority"], local_time(task["created_at"])
+def _row(task: Task) -> tuple[Any, ...]:
+    return task.id, task.type, task.status, task.queue, task.priority, local_time(task.created_at)
 
 
 @app.command()
-def show(id: Id, url: Url = DEFAULT_URL, key: Key = "", as_json: AsJson = False) -> None:
+def show(id: Id, url: Url = None, key: Key = None, profile: ProfileName = None, as_json: AsJson = False) -> None:
     """Show one task and its history."""
-    with Service(url, key) as service:
-        task = service.call("GET", "tasks", id)
-        events, _ = service.events(id)
+    with connect(url, key, profile) as client:
+        task = client.get(id)
+        events = list(client.events(id))
     if as_json:
-        write_json(task | {"events": events})
+        told = [event.model_dump(mode="json", exclude={"task"}) for event in events]
+        write_json(task.model_dump(mode="json") | {"events": told})
         return
-    show_task(task, as_json=False)
-    if position := task.get("position"):
-        start = local_time(task["estimated_start"]) if task["estimated_start"] else "unknown"
-        say(f"In line: {position}. Estimated start: {start}.")
+    write_answer(task, as_json=False)
+    if task.position:
+        start = local_time(task.estimated_start) if task.estimated_start else "unknown"
+        say(f"In line: {task.position}. Estimated start: {start}.")
     console().print()
     write_table(("TIME", "EVENT", "ATTEMPT", "DATA"), [_event_row(event) for event in events], fold=("DATA",))
 
 
-def _event_row(event: dict[str, Any]) -> tuple[Any, ...]:
-    return local_time(event["time"]), event["type"], event["attempt"], event.get("data") or ""
+def _event_row(event: Event) -> tuple[Any, ...]:
+    return local_time(event.time), event.type, event.attempt, dict(event.data) or ""
 
 
 @app.command()
-def watch(id: Id, url: Url = DEFAULT_URL, key: Key = "", as_json: AsJson = False) -> None:
-    """Show a task's events as they happen, until its end; exit with 1 unless it succeeded."""
-    seen: set[str] = set()
-    status, cursor = "", None
-    with Service(url, key) as service:
-        for task in service.follow(id):
-            status = task["status"]
-            events, cursor = service.events(id, cursor)
-            for event in events:
-                if event["id"] not in seen:
-                    _show_event(event, as_json=as_json)
-            seen = {event["id"] for event in events}
+def watch(
+    id: Annotated[str | None, typer.Argument(help="Task id; or none, for all tasks.", metavar="[ID]", autocompletion=complete_id)] = None,
+    filter: Annotated[list[str] | None, typer.Option("--filter", "-f", help="Of all tasks, those with this; repeat for more.", metavar="NAME=VALUE")] = None,
+    url: Url = None,
+    key: Key = None,
+    profile: ProfileName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a task's events as they happen, until its end; exit with 1 unless it succeeded. Without an id, those of all tasks until Ctrl-C."""
+    if id and filter:
+        raise typer.BadParameter("expected a task's id, or --filter, and not both", param_hint="ID")
+    with connect(url, key, profile) as client:
+        if id is None:
+            for event in client.watch(**_filter(filter or [])):
+                _show_event(event, as_json=as_json, whose=True)
+            return
+        for event in client.follow(id):
+            _show_event(event, as_json=as_json)
+        status = client.get(id).status
     if status != "succeeded":
         raise typer.Exit(1)
 
 
-def _show_event(event: dict[str, Any], *, as_json: bool) -> None:
+def _show_event(event: Event, *, as_json: bool, whose: bool = False) -> None:
     if as_json:
-        write_json(event, indent=None)
-    else:
-        console().print(text("  ".join(str(part) for part in _event_row(event))))
+        write_json(event.model_dump(mode="json"), indent=None)
+        return
+    time, type_, *rest = _event_row(event)
+    task = [str(event.task_id), event.task.type if event.task else ""] if whose else []
+    console().print(text("  ".join(str(part) for part in (time, *task, type_, *rest))))
 
 
-def _move(verb: str, ids: list[str] | None, filters: list[str] | None, url: str, key: str, *, dry_run: bool, as_json: bool) -> None:
+def _move(
+    verb: Action, ids: list[str] | None, filters: list[str] | None, url: str | None, key: str | None, profile: str | None, *, dry_run: bool, as_json: bool
+) -> None:
     if bool(ids) == bool(filters):
         raise typer.BadParameter("expected task ids, or --filter, and not both", param_hint="ID")
     if dry_run and not filters:
         raise typer.BadParameter("it goes with --filter", param_hint="--dry-run")
-    with Service(url, key) as service:
+    with connect(url, key, profile) as client:
         if filters:
-            done = service.call("POST", "tasks", "actions", body={"action": verb, "filter": _filter(filters), "dry_run": dry_run}, timeout=None)
-            write_json(done) if as_json else say(f"{done['matched']} found, {done['changed']} changed.")
+            done = client.act(verb, dry_run=dry_run, **_filter(filters))
+            write_json(done.model_dump()) if as_json else say(f"{done.matched} found, {done.changed} changed.")
             return
-        moved = [service.call("POST", "tasks", id_, verb) for id_ in ids or ()]
+        move = {"cancel": client.cancel, "retry": client.retry, "hold": client.hold, "release": client.release}[verb]
+        moved = [move(id_) for id_ in ids or ()]
     if as_json:
-        write_json({"items": moved})
+        write_json({"items": [task.model_dump(mode="json") for task in moved]})
     else:
-        write_table(("ID", "TYPE", "STATUS"), [(task["id"], task["type"], "asked to stop" if _stopping(task) else task["status"]) for task in moved])
+        write_table(("ID", "TYPE", "STATUS"), [(task.id, task.type, "asked to stop" if _stopping(task) else task.status) for task in moved])
 
 
-def _filter(given: list[str]) -> dict[str, Any]:
+def _filter(given: list[str]) -> Filters:
     """Words as the service's filter. What is wrong with a name or a value is the service's to say."""
     found: dict[str, Any] = {}
     for word in given:
@@ -132,32 +147,40 @@ def _filter(given: list[str]) -> dict[str, Any]:
             raise typer.BadParameter(f"{name} can be given once", param_hint="--filter")
         else:
             found[name] = int(value) if name == "priority" and value.isdecimal() else value
-    return found
+    return cast(Filters, found)
 
 
-def _stopping(task: dict[str, Any]) -> bool:
-    return task["status"] == "running" and bool(task.get("cancel_requested"))
+def _stopping(task: Task) -> bool:
+    return task.status == "running" and task.cancel_requested
 
 
 @app.command()
-def cancel(ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = DEFAULT_URL, key: Key = "", as_json: AsJson = False) -> None:
+def cancel(
+    ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = None, key: Key = None, profile: ProfileName = None, as_json: AsJson = False
+) -> None:
     """Cancel tasks; a running one is asked to stop."""
-    _move("cancel", ids, filter, url, key, dry_run=dry_run, as_json=as_json)
+    _move("cancel", ids, filter, url, key, profile, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
-def retry(ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = DEFAULT_URL, key: Key = "", as_json: AsJson = False) -> None:
+def retry(
+    ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = None, key: Key = None, profile: ProfileName = None, as_json: AsJson = False
+) -> None:
     """Run tasks again that failed, were cancelled or expired."""
-    _move("retry", ids, filter, url, key, dry_run=dry_run, as_json=as_json)
+    _move("retry", ids, filter, url, key, profile, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
-def hold(ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = DEFAULT_URL, key: Key = "", as_json: AsJson = False) -> None:
+def hold(
+    ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = None, key: Key = None, profile: ProfileName = None, as_json: AsJson = False
+) -> None:
     """Take tasks out of line."""
-    _move("hold", ids, filter, url, key, dry_run=dry_run, as_json=as_json)
+    _move("hold", ids, filter, url, key, profile, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
-def release(ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = DEFAULT_URL, key: Key = "", as_json: AsJson = False) -> None:
+def release(
+    ids: Ids = None, filter: Filter = None, dry_run: DryRun = False, url: Url = None, key: Key = None, profile: ProfileName = None, as_json: AsJson = False
+) -> None:
     """Put held tasks back in line."""
-    _move("release", ids, filter, url, key, dry_run=dry_run, as_json=as_json)
+    _move("release", ids, filter, url, key, profile, dry_run=dry_run, as_json=as_json)

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 
 import httpx2
 
+from taskyard.client import profiles
 from taskyard.client.bridge import Awaiting, Blocking, Caller, operation, run, streaming
 from taskyard.client.core import Core, Id
 from taskyard.client.exchange import DEFAULT_URL, Exchange, check_key, check_url, http_options
@@ -57,11 +58,20 @@ class Calls(Caller):
     resume = operation(Core.resume)
     deliveries = streaming(Core.deliveries)
     redeliver = operation(Core.redeliver)
+    call = operation(Core.call)
     close = operation(Core.close)
 
+    @property
+    def url(self) -> str:
+        """The address of the service."""
+        return self._core.exchange.url
 
-def _place(url: str | None, key: str | None) -> tuple[str, str]:
-    """Where to call, and with which key: what the caller says, else what the environment says."""
+
+def _place(url: str | None, key: str | None, profile: str | None) -> tuple[str, str]:
+    """Where to call, and with which key: what the caller says, else what the environment says. A program that names no profile reads none."""
+    if profile is not None:
+        place = profiles.choose(url, key, profile, profiles.read(os.environ), os.environ)
+        return check_url(place.url), check_key(place.key)
     asked = check_url(url or os.environ.get("TASKYARD_URL") or DEFAULT_URL)
     return asked, check_key(os.environ.get("TASKYARD_KEY", "") if key is None else key)
 
@@ -69,7 +79,8 @@ def _place(url: str | None, key: str | None) -> tuple[str, str]:
 class Client(Calls, Blocking):
     """A Taskyard, for programs that block. Use it as a context manager, or close it. Threads may share it.
 
-    ``url`` and ``key`` default to ``TASKYARD_URL`` and ``TASKYARD_KEY``; ``timeout`` is what a call may take, in seconds. ``transport`` is
+    ``url`` and ``key`` default to ``TASKYARD_URL`` and ``TASKYARD_KEY``; ``profile`` is the name of one of the user's
+    (:mod:`taskyard.client.profiles`); ``timeout`` is what a call may take, in seconds. ``transport`` is
     HTTPX's own, for proxies, certificates and tests. Its calls raise what :mod:`taskyard.client.errors` lists.
     """
 
@@ -78,11 +89,12 @@ class Client(Calls, Blocking):
         url: str | None = None,
         key: str | None = None,
         *,
+        profile: str | None = None,
         timeout: float = TIMEOUT,
         retries: Retries | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        address, secret = _place(url, key)
+        address, secret = _place(url, key, profile)
         wire = BlockingWire(httpx2.Client(transport=transport, **http_options(address, secret, timeout)))
         self._core = Core(Exchange(wire, address, retries or Retries()))
 
@@ -124,11 +136,12 @@ class AsyncClient(Calls, Awaiting):
         url: str | None = None,
         key: str | None = None,
         *,
+        profile: str | None = None,
         timeout: float = TIMEOUT,
         retries: Retries | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        address, secret = _place(url, key)
+        address, secret = _place(url, key, profile)
         wire = AsyncWire(httpx2.AsyncClient(transport=transport, **http_options(address, secret, timeout)))
         self._core = Core(Exchange(wire, address, retries or Retries()))
 

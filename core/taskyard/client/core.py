@@ -32,6 +32,7 @@ EVENTS = TypeAdapter(Page[Event])
 LOGS = TypeAdapter(Page[LogLine])
 DELIVERIES = TypeAdapter(Page[Delivery])
 QUEUE = TypeAdapter(Queue)
+JSON: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,11 @@ class Core:
     async def redeliver(self, delivery_id: str) -> Delivery:
         """Send a delivery again that is dead or delivered."""
         return await self.exchange.ask(Call("POST", ("deliveries", delivery_id, "redeliver")), TypeAdapter(Delivery))
+
+    async def call(self, method: str, *path: str, body: Any = None, params: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None) -> Any:
+        """Any other call: the JSON that it answers. One that only reads is repeated like all others; ``path`` is what comes after /api/v1."""
+        call = Call(method, path, body=body, params=params or {}, headers=headers or {}, safe=method in ("GET", "HEAD"))
+        return await self.exchange.ask(call, JSON)
 
     async def close(self) -> None:
         """End all connections."""

@@ -74,8 +74,18 @@ class Task(Answer):
         return self.finished_at is not None
 
 
+class EventTask(Answer):
+    """What an event that came live says of its task; ``status`` is that of when it was sent."""
+
+    type: str
+    queue: str
+    priority: int
+    tags: tuple[str, ...] = ()
+    status: str
+
+
 class Event(Answer):
-    """One step of a task's life.
+    """One step of a task's life. ``task`` is there in live streams, not in a history.
 
     ``id`` names the place in the stream of events: :meth:`Client.follow` and :meth:`Client.events` go on after it.
     """
@@ -86,6 +96,7 @@ class Event(Answer):
     task_id: UUID
     attempt: int
     data: Mapping[str, Any]
+    task: EventTask | None = None
 
     @property
     def ends(self) -> bool:

@@ -60,7 +60,7 @@ def _event(message: httpx2.ServerSentEvent) -> Event:
         outer: Any = message.json()
         data = dict(outer["data"])
         head = {"id": message.id or outer["id"], "type": outer["type"], "time": outer["time"]}
-        return Event.model_validate({**head, "task_id": data.pop("task_id"), "attempt": data.pop("attempt"), "data": data})
+        return Event.model_validate({**head, "task_id": data.pop("task_id"), "attempt": data.pop("attempt"), "task": data.pop("task", None), "data": data})
     except (ValueError, LookupError, TypeError) as error:
         raise UnexpectedAnswer(f"The stream has sent what is no event: {message.data[:200]}") from error
 
