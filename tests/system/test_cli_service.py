@@ -56,7 +56,6 @@ class Client:
             "PATH": os.environ["PATH"],
             "TASKYARD_URL": url,
             "HOME": str(folder),
-            **({"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}),
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

@@ -29,6 +29,17 @@ CORE = {
     "config": "taskyard.cli.config:app",
     "health": "taskyard.cli.health:app",
 }
+#: What brings a command's modules, where the bare distribution has not all of them.
+EXTRAS = {
+    "serve": "api",
+    "worker": "worker",
+    "dispatcher": "worker",
+    "up": "standard",
+    "db": "server",
+    "keys": "server",
+    "health": "server",
+    "config": "server",
+}
 #: Commands that serve; the others answer whoever calls them.
 ROLES = ("serve", "dispatcher", "worker", "up")
 
@@ -128,5 +139,7 @@ def _missing(error: ModuleNotFoundError) -> str:
     for requirement in wanted:
         name, extra = re.match(r"[\w.-]+", requirement), re.search(r"""extra\s*==\s*['"]([\w-]+)""", requirement)
         if name and extra and name[0].lower().replace("-", "_") == module.lower():
-            return f"This command needs the extra {extra[1]!r}: pip install 'taskyard[{extra[1]}]'"
+            # What a module's own extra brings may not be all that the command needs.
+            needed = EXTRAS.get(next((word for word in sys.argv[1:] if not word.startswith("-")), ""), extra[1])
+            return f"This command needs the extra {needed!r}: pip install 'taskyard[{needed}]'"
     return f"This command needs the Python module {module!r}, which is not installed."

@@ -8,8 +8,6 @@ from typing import Any
 import typer
 
 from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, write_json, write_table
-from taskyard.database import database_url
-from taskyard.dispatch.app import check_broker_url
 from taskyard.errors import ConfigurationError
 from taskyard.masking import MASK, mask
 from taskyard.modelinfo import Key
@@ -84,6 +82,10 @@ def _problems() -> list[str]:
 
 def _url_problems(settings: Settings) -> list[str]:
     """Unset URLs are no problem: `taskyard up` brings its own servers."""
+    # `config show` does without the service's parts.
+    from taskyard.database import database_url
+    from taskyard.dispatch.app import check_broker_url
+
     problems = []
     try:
         if settings.database.url is not None:
