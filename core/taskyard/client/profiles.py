@@ -58,7 +58,7 @@ class Profiles:
             raise ConfigurationError(f"{self.path} has no profile {name!r}.{near(name, self.tables)}")
         where = f"{self.path}: [{name}]"
         try:
-            resolved = {(kind, word): resolve(kind, word, self.path.parent, environment) for kind, word in references(self.tables[name])}
+            resolved = {(kind, word): resolve(kind, word, self.path.parent, environment) for _, kind, word in references(self.tables[name])}
             profile = Profile.model_validate(substitute(self.tables[name], resolved))
             check_url(profile.url)
             check_key(profile.key)
