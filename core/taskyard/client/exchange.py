@@ -17,7 +17,7 @@ from pydantic_core import to_jsonable_python
 from taskyard.client.errors import UnexpectedAnswer, Unreachable, problem_of
 from taskyard.client.retries import NEVER_SENT, Retries, may_repeat_error, may_repeat_status
 from taskyard.client.wires import Wire
-from taskyard.errors import ConfigurationError
+from taskyard.errors import ConfigurationError, InvalidInput
 from taskyard.outbound import retry_after
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Exchange:
                 if response.is_success:
                     return response
                 await self.wire.read(response)
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 pause = self.retries.pause(made) if may_repeat_error(error, safe=call.safe) else None
                 if pause is None:
                     raise self._unreachable(error) from error
@@ -114,8 +114,11 @@ class Exchange:
         content = None if call.body is None else json.dumps(call.body, default=to_jsonable_python)
         headers = {**({"Content-Type": "application/json"} if content is not None else {}), **call.headers}
         options: dict[str, Any] = {} if call.timeout is None else {"timeout": call.timeout}
-        path = "/".join(quote(part, safe="") for part in call.path)
-        return self.wire.http.build_request(call.method, path, content=content, params=call.params or None, headers=headers, **options)
+        try:
+            path = "/".join(quote(part, safe="") for part in call.path)
+            return self.wire.http.build_request(call.method, path, content=content, params=call.params or None, headers=headers, **options)
+        except UnicodeError as error:
+            raise InvalidInput(f"A word of the call can't be sent: {str(error)[:200]}") from error
 
     def _refusal(self, response: httpx2.Response, asked: float | None) -> Exception:
         try:
@@ -130,7 +133,7 @@ class Exchange:
         message = f"{response.request.url} answered {response.status_code}, and not as Taskyard does. Is this its address?"
         return UnexpectedAnswer(message, status=response.status_code)
 
-    def _unreachable(self, error: httpx2.TransportError) -> Unreachable:
+    def _unreachable(self, error: httpx2.RequestError) -> Unreachable:
         sent = not isinstance(error, NEVER_SENT)
         if isinstance(error, httpx2.ConnectError):
             return Unreachable(f"Nothing answers at {self.url} ({error}).", sent=sent)

@@ -62,6 +62,7 @@ class Task(Answer):
     finished_at: datetime | None = None
     next_run_at: datetime | None = None
     cancel_requested: bool = False
+    parent_id: UUID | None = None
     #: Grows with every change. Give it back as ``if_version``.
     version: int
     #: Where it waits in line, and an estimate of when it starts: in the answer for one task, None in lists.

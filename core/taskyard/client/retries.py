@@ -36,7 +36,7 @@ class Retries:
         return max(asked or 0.0, plain * random.uniform(0.5, 1.0))
 
 
-def may_repeat_error(error: httpx2.TransportError, *, safe: bool) -> bool:
+def may_repeat_error(error: httpx2.RequestError, *, safe: bool) -> bool:
     """May a call be made again after this error? ``safe``: to make it twice does no harm."""
     return isinstance(error, NEVER_SENT) or (safe and not isinstance(error, HOPELESS))
 

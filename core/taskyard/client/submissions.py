@@ -45,6 +45,7 @@ class Filters(TypedDict, total=False):
     created_after: Time
     created_before: Time
     q: str
+    parent_id: str
 
 
 class Changes(TypedDict, total=False):
