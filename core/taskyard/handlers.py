@@ -7,8 +7,9 @@ import inspect
 import math
 import random
 import re
+import types
 import typing
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, overload
@@ -166,6 +167,8 @@ class Handler(Generic[P, R_co]):
     plugin: str = ""
     aliases: tuple[str, ...] = ()
     upgrade: Upgrade | None = None
+    #: Tasks that one call takes at most; the function takes lists then. None: one task, one call.
+    batch: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -221,6 +224,20 @@ class Declaration(Protocol):
     def __call__(self, function: Callable[[P, Context], R]) -> Handler[P, R]: ...
 
 
+class BatchDeclaration(Protocol):
+    """The decorator of a batch handler: its lists are of the payload that clients send, and of the result that they get."""
+
+    @overload
+    def __call__(self, function: Callable[[list[P]], Coroutine[Any, Any, Sequence[R | Exception]]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[P], list[Context]], Coroutine[Any, Any, Sequence[R | Exception]]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[P]], Sequence[R | Exception]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[P], list[Context]], Sequence[R | Exception]]) -> Handler[P, R]: ...
+
+
+@overload
 def handler(
     type: str,
     *,
@@ -231,7 +248,32 @@ def handler(
     bundle: int | None = None,
     aliases: Iterable[str] = (),
     upgrade: Upgrade | None = None,
-) -> Declaration:
+    batch: None = None,
+) -> Declaration: ...
+@overload
+def handler(
+    type: str,
+    *,
+    retry: Retry | None = None,
+    timeout: float = 3600.0,
+    queue: str = "default",
+    priority: int = 5,
+    aliases: Iterable[str] = (),
+    upgrade: Upgrade | None = None,
+    batch: int,
+) -> BatchDeclaration: ...
+def handler(
+    type: str,
+    *,
+    retry: Retry | None = None,
+    timeout: float = 3600.0,
+    queue: str = "default",
+    priority: int = 5,
+    bundle: int | None = None,
+    aliases: Iterable[str] = (),
+    upgrade: Upgrade | None = None,
+    batch: int | None = None,
+) -> Declaration | BatchDeclaration:
     """Declare a function as the handler of a task type.
 
     The first parameter is the payload, and its annotation is what payloads are validated against; a second parameter
@@ -242,6 +284,9 @@ def handler(
 
     ``aliases`` are names that the type had before: tasks under them are taken and run as well. ``upgrade`` brings a stored payload of an
     older shape into today's: see :mod:`taskyard.upgrades`.
+
+    With ``batch`` one call takes up to so many tasks: the function gets a list of payloads, and of contexts if it wants them, and returns a list
+    with one item for each, in their order: a result, or an exception that ends that task alone. Nothing waits for a batch to fill.
 
     Raises:
         InvalidHandler: a name, number or annotation is not as expected.
@@ -260,13 +305,16 @@ def handler(
         raise InvalidHandler(f"@handler({type!r}, priority={priority}): expected 0 to 9")
     if not 0 < timeout <= 30 * 86400:
         raise InvalidHandler(f"@handler({type!r}, timeout={timeout}): expected seconds, above 0 and at most 30 days")
-    if bundle is not None and not 1 <= bundle <= 1000:
-        raise InvalidHandler(f"@handler({type!r}, bundle={bundle}): expected 1 to 1000, or nothing")
+    for name, number in (("bundle", bundle), ("batch", batch)):
+        if number is not None and not 1 <= number <= 1000:
+            raise InvalidHandler(f"@handler({type!r}, {name}={number}): expected 1 to 1000, or nothing")
+    if bundle is not None and batch is not None:
+        raise InvalidHandler(f"@handler({type!r}, bundle={bundle}, batch={batch}): a batch travels together as it is; leave bundle out")
 
     def declare(function: Callable[..., Any]) -> Handler[Any, Any]:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise InvalidHandler(f"@handler({type!r}): {function.__qualname__} is a generator, whose body would never run; return a value, without yield")
-        payload, result, wants_context = _read_signature(type, function)
+        payload, result, wants_context = _read_signature(type, function, many=batch is not None)
         return Handler(
             type=type,
             function=function,
@@ -283,12 +331,13 @@ def handler(
             bundle=bundle,
             aliases=aliases,
             upgrade=upgrade,
+            batch=batch,
         )
 
     return declare
 
 
-def _read_signature(type_: str, function: Callable[..., Any]) -> tuple[TypeAdapter[Any], TypeAdapter[Any], bool]:
+def _read_signature(type_: str, function: Callable[..., Any], *, many: bool) -> tuple[TypeAdapter[Any], TypeAdapter[Any], bool]:
     where = f"@handler({type_!r}) on {getattr(function, '__qualname__', function)!s}"
     try:
         hints = typing.get_type_hints(function, include_extras=True)
@@ -300,7 +349,36 @@ def _read_signature(type_: str, function: Callable[..., Any]) -> tuple[TypeAdapt
     first = parameters[0].name
     if first not in hints:
         raise InvalidHandler(f"{where}: annotate the payload parameter {first!r} with its type")
+    payload, result = hints[first], hints.get("return", Any)
+    if many:
+        payload, result = _item_of(payload), _result_of(_item_of(result))
+        if payload is None or result is None:
+            wrong = f"the payload parameter {first!r}" if payload is None else "the return value"
+            raise InvalidHandler(f"{where}: a batch handler takes and returns lists: annotate {wrong} as list[...]")
     try:
-        return TypeAdapter(hints[first]), TypeAdapter(hints.get("return", Any)), len(parameters) == 2
+        return TypeAdapter(payload), TypeAdapter(result), len(parameters) == 2
     except Exception as error:
         raise InvalidHandler(f"{where}: Pydantic can't use its annotations: {error}") from error
+
+
+def _item_of(kind: Any) -> Any:
+    """The annotation of a list's items; None if it is no list's."""
+    if kind in (Any, list):
+        return Any
+    if typing.get_origin(kind) not in (list, Sequence):
+        return None
+    [item] = typing.get_args(kind)
+    # list[None] has None itself as its argument, which stands for "no list" here.
+    return type(None) if item is None else item
+
+
+def _result_of(kind: Any) -> Any:
+    """The annotation of a result, without the exceptions that may stand in its place."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return type(None) if _is_error(kind) else kind
+    # ``None`` as a type argument is NoneType here.
+    return typing.Union[tuple(option for option in typing.get_args(kind) if not _is_error(option)) or (type(None),)]  # noqa: UP007  # made of a tuple
+
+
+def _is_error(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)

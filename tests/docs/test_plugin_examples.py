@@ -14,7 +14,7 @@ import pytest
 
 from taskyard import Context, DeliveryContext, Handler, Notifier
 from taskyard.notifiers import check_notifier
-from taskyard.testing import make_event, run_handler, run_notifier
+from taskyard.testing import make_event, run_batch, run_handler, run_notifier
 
 from .markdown import ROOT, blocks
 
@@ -114,6 +114,12 @@ def test_the_guides_album_asks_for_further_tasks(tmp_path: Path) -> None:
     run = run_handler(_module(tmp_path, _number_of("def publish")).publish, {"pictures": ["a.png", "b.png"]})
     assert [child.type for child in run.submissions] == ["image.thumbnail", "image.thumbnail", "letters.send"]
     assert run.result == [str(child.id) for child in run.submissions[:2]]
+
+
+def test_the_guides_batch_handler_answers_for_each(tmp_path: Path) -> None:
+    store: Handler[object, object] = _module(tmp_path, _number_of("def store(")).store
+    ann, eve, bob = run_batch(store, [{"to": "ann"}, {"to": "eve"}, {"to": "bob"}], cancelled=[2])
+    assert (ann.result, eve.code, bob.status) == ({"row": 1}, "nobody", "cancelled")
 
 
 def test_the_guides_next_version_reads_what_the_first_one_stored(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ from typing import Any
 import structlog
 
 from taskyard import failpoints
-from taskyard.handlers import Context
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
 from taskyard.storable import storable_text
 from taskyard_worker import lease, loglines, runs, wire
+from taskyard_worker.calls import Call, call_of
 from taskyard_worker.observers import Observers
 from taskyard_worker.outcomes import unstarted
 from taskyard_worker.runs import Interrupted, Job, Report
@@ -80,6 +80,12 @@ def not_ours() -> Report:
     return unstarted("the worker was not sure that it was still its own")
 
 
+def said(key: int, fraction: float | None, message: str | None, item: int | None) -> dict[str, Any]:
+    """How far a job is, or one task of a batch, as a message."""
+    told: dict[str, Any] = {"fraction": fraction, "message": message}
+    return {"key": key, "progress": told if item is None else told | {"item": item}}
+
+
 class SyncChild:
     """Runs sync handlers one after the other in the main thread; a second thread listens.
 
@@ -93,7 +99,8 @@ class SyncChild:
         self._registry = registry
         self._jobs: deque[Job] = deque()
         self._more = threading.Condition()
-        self._context: Context | None = None
+        self._job: Job | None = None
+        self._call: Call | None = None
         self._key = 0
         self._cancelled = 0
         self._target = 0
@@ -126,7 +133,7 @@ class SyncChild:
             while not self._jobs:
                 self._more.wait()
             job = self._jobs.popleft()
-            self._key, self._context = job["key"], None
+            self._key, self._job, self._call = job["key"], job, None
             return job
 
     def _listen(self) -> None:
@@ -135,6 +142,8 @@ class SyncChild:
                 with self._more:
                     self._jobs.extend(message["run"])
                     self._more.notify()
+            elif "item" in message:
+                self._cancel_item(message["cancel"], message["item"])
             elif "cancel" in message:
                 self._cancel(message["cancel"])
             elif "give_back" in message:
@@ -149,8 +158,17 @@ class SyncChild:
         if self._give_back(lambda job: job["key"] == key) or key != self._key:
             return
         self._cancelled = key
-        if self._context is not None:
-            self._context.cancel()
+        if self._call is not None:
+            self._call.cancel()
+
+    def _cancel_item(self, key: int, item: int) -> None:
+        """Ask for the end of one task of a batch, whether its call runs or has not begun."""
+        with self._more:
+            for job in [*self._jobs, *([self._job] if self._job else [])]:
+                if job["key"] == key:
+                    job["jobs"][item]["cancelled"] = True
+        if key == self._key and self._call is not None:
+            self._call.cancel(item)
 
     def _give_back(self, wanted: Callable[[Job], bool]) -> bool:
         """Report jobs that have not begun, and never begin them. Was there one?"""
@@ -163,25 +181,30 @@ class SyncChild:
 
     def _run(self, job: Job) -> Report:
         report: Report = {}
-        handler = self._registry.names[job["type"]]
         self._interrupted = False
-        self._context = context = runs.make_context(job, self._registry, handler, self, partial(self._keep, job["key"]))
+        self._call = call = call_of(job, self._registry, self.progress, self._keep)
         if self._cancelled == self._key:
-            context.cancel()
+            call.cancel()
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
-        with runs.outcomes(report, context.cancelled):
-            arguments = runs.arguments(job, handler, context)
+        with runs.outcomes(report, call.cancelled):
+            arguments = call.arguments()
             # The last thing before the handler: whoever is frozen in between starts what may be another's by now.
             if lease.is_over(job):
                 return not_ours()
-            try:
-                self._interruptible = True
-                value = runs.call_here(handler, arguments)
-            finally:
-                self._interruptible = False
-            failpoints.hit("handler.returned")
-            runs.record_success(report, handler, value, context, self._settings)
+            call.settle(report, self._value(call, arguments), self._settings)
+        call.conclude(report)
         return report
+
+    def _value(self, call: Call, arguments: tuple[Any, ...] | None) -> Any:
+        if arguments is None:
+            return None
+        try:
+            self._interruptible = True
+            value = runs.call_here(call.handler, arguments)
+        finally:
+            self._interruptible = False
+        failpoints.hit("handler.returned")
+        return value
 
     def _on_term(self, *_: object) -> None:
         # The job that it was meant for may have ended meanwhile.
@@ -193,11 +216,11 @@ class SyncChild:
             self._interruptible = False
             raise Interrupted()
 
-    def progress(self, fraction: float | None, message: str | None) -> None:
-        """Report progress, as :class:`taskyard.handlers.Reporter`."""
-        self._say(partial(self._send, {"key": self._key, "progress": {"fraction": fraction, "message": message}}))
+    def progress(self, fraction: float | None, message: str | None, item: int | None = None) -> None:
+        """Report progress, as :class:`taskyard_worker.calls.Progress`."""
+        self._say(partial(self._send, said(self._key, fraction, message, item)))
 
-    def _keep(self, key: int, line: str) -> None:
+    def _keep(self, key: loglines.Key, line: str) -> None:
         self._say(partial(self._lines.add, key, line))
 
     def _say(self, say: Callable[[], None]) -> None:
@@ -219,24 +242,13 @@ class SyncChild:
             self._channel.sendall(wire.pack(message))
 
 
-class _Reporter:
-    """Sends one run's progress from the event loop."""
-
-    def __init__(self, writer: asyncio.StreamWriter, key: int) -> None:
-        self._writer = writer
-        self._key = key
-
-    def progress(self, fraction: float | None, message: str | None) -> None:
-        self._writer.write(wire.pack({"key": self._key, "progress": {"fraction": fraction, "message": message}}))
-
-
 class AsyncChild:
     """Runs many at once in one event loop: async handlers, or (in a child of their own) notifiers and observers."""
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings = settings
         self._registry = registry
-        self._running: dict[int, tuple[asyncio.Task[Report], Context | None]] = {}
+        self._running: dict[int, tuple[asyncio.Task[Report], Call | None]] = {}
         # A thread for each delivery that may be on its way at once. One that hangs is told of: the engine replaces this child.
         self._threads = ThreadPoolExecutor(settings.deliveries.concurrency, thread_name_prefix="notifier")
         self._observers = Observers(registry)
@@ -254,7 +266,7 @@ class AsyncChild:
                 for job in message["run"]:
                     self._start(job)
             elif "cancel" in message:
-                self._cancel(message["cancel"])
+                self._cancel(message["cancel"], message.get("item"))
             elif "ping" in message:
                 self._send({"pong": message["ping"]})
             elif "event" in message:
@@ -269,13 +281,13 @@ class AsyncChild:
 
     def _start(self, job: Job) -> None:
         key = job["key"]
-        context = None
-        if job["kind"] == "task":
-            handler = self._registry.names[job["type"]]
-            context = runs.make_context(job, self._registry, handler, _Reporter(self._writer, key), partial(self._lines.add, key))
-        task = asyncio.get_running_loop().create_task(self._run(job, context))
-        self._running[key] = task, context
+        call = None if job["kind"] == "delivery" else call_of(job, self._registry, partial(self._say, key), self._lines.add)
+        task = asyncio.get_running_loop().create_task(self._run(job, call))
+        self._running[key] = task, call
         task.add_done_callback(partial(self._ended, key))
+
+    def _say(self, key: int, fraction: float | None, message: str | None, item: int | None = None) -> None:
+        self._send(said(key, fraction, message, item))
 
     def _ended(self, key: int, task: asyncio.Task[Report]) -> None:
         del self._running[key]
@@ -289,33 +301,41 @@ class AsyncChild:
         for message in [*self._lines.last(key), {"key": key, "report": report}]:
             self._send(message)
 
-    def _cancel(self, key: int) -> None:
-        """Cancel a run, and again for as long as it swallows it."""
+    def _cancel(self, key: int, item: int | None = None) -> None:
+        """Cancel a run, and again for as long as it swallows it; of a batch, one task is only told."""
         if key not in self._running:
             return
-        task, context = self._running[key]
-        if context is not None:
-            context.cancel()
+        task, call = self._running[key]
+        if call is not None:
+            call.cancel(item)
+        if item is not None:
+            return
         task.cancel()
         asyncio.get_running_loop().call_later(0.5, self._cancel, key)
 
-    async def _run(self, job: Job, context: Context | None) -> Report:
+    async def _run(self, job: Job, call: Call | None) -> Report:
         report: Report = {}
         # The coroutine's own context: what it logs, prints or warns of has these.
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
-        with runs.outcomes(report, context.cancelled if context else lambda: False):
-            if context is None:
+        with runs.outcomes(report, call.cancelled if call else lambda: False):
+            if call is None:
                 report.update(await self._deliver(job))
             else:
-                handler = self._registry.names[job["type"]]
-                arguments = runs.arguments(job, handler, context)
+                arguments = call.arguments()
                 if lease.is_over(job):
                     return not_ours()
-                value = await runs.call_in_loop(handler, arguments)
-                failpoints.hit("handler.returned")
-                runs.record_success(report, handler, value, context, self._settings)
+                call.settle(report, await self._value(call, arguments), self._settings)
+        if call is not None:
+            call.conclude(report)
         self._origin.end_copies()
         return report
+
+    async def _value(self, call: Call, arguments: tuple[Any, ...] | None) -> Any:
+        if arguments is None:
+            return None
+        value = await runs.call_in_loop(call.handler, arguments)
+        failpoints.hit("handler.returned")
+        return value
 
     async def _deliver(self, job: Job) -> Report:
         notifier, event, options, context = runs.prepare_delivery(job, self._registry, self._settings)

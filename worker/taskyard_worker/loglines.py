@@ -37,6 +37,8 @@ _NOT_FIELDS = frozenset({"event", "level", "logger", "timestamp"})
 
 Run = TypeVar("Run", bound=Hashable)
 Message = dict[str, Any]
+#: A job's number, and with it the place of a task in its batch.
+Key = int | tuple[int, int]
 
 
 def logger(name: str, fields: dict[str, Any], keep: Callable[[str], None]) -> Any:
@@ -139,12 +141,12 @@ class Outbox:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._lock = threading.Lock()
-        self._rings: Rings[int] = Rings(PER_CHILD)
+        self._rings: Rings[Key] = Rings(PER_CHILD)
         self._woken = False
         self._closed = False
         os.register_at_fork(after_in_child=self._close)
 
-    def add(self, key: int, line: str) -> None:
+    def add(self, key: Key, line: str) -> None:
         """Let a line wait. Never blocks."""
         if self._closed:
             return
@@ -162,13 +164,14 @@ class Outbox:
             return messages, self._woken
 
     def last(self, key: int) -> list[Message]:
-        """All that waits of a run that is over: goes before its report."""
+        """All that waits of a run that is over, or of all of a batch: goes before its report."""
         with self._lock:
-            return [self._message(key)] if key in self._rings.runs() else []
+            return [self._message(one) for one in self._rings.runs() if key in (one, one[0] if isinstance(one, tuple) else one)]
 
-    def _message(self, key: int, most: int | None = None) -> Message:
+    def _message(self, key: Key, most: int | None = None) -> Message:
         lines, dropped = self._rings.take(key, most)
-        return {"key": key, "lines": lines, "dropped": dropped}
+        job = {"key": key[0], "item": key[1]} if isinstance(key, tuple) else {"key": key}
+        return {**job, "lines": lines, "dropped": dropped}
 
     def _close(self) -> None:
         """This is a copy that a handler has forked: another thread may have held the lock, and nobody empties the copy."""

@@ -11,7 +11,6 @@ import logging as stdlib_logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -21,8 +20,6 @@ import structlog
 from sqlalchemy import RowMapping
 
 from taskyard import failpoints, lifecycle, metrics
-from taskyard.dispatch.bundles import BUDGET
-from taskyard.handlers import Handler
 from taskyard.lifecycle import Finished, NewTask
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
@@ -31,130 +28,21 @@ from taskyard_worker.ending import end_async, end_sync
 from taskyard_worker.lease import Lease
 from taskyard_worker.ledger import Ended, Ledger
 from taskyard_worker.logbook import Logbook
-from taskyard_worker.outcomes import Reason, decide, unstarted
+from taskyard_worker.outcomes import decide, unstarted
 from taskyard_worker.pace import Pace
 from taskyard_worker.processes import Child, Nursery, Shared
 from taskyard_worker.runs import log_fields
 from taskyard_worker.wards import Wards
+from taskyard_worker.work import Report, Run, Series, Together, Unit, bunch
 
 log = structlog.get_logger(__name__)
 
 #: Seconds between two writes of progress.
 PROGRESS_EVERY = 0.25
+#: A claimed task, and whom to tell how its run ended.
+Claimed = tuple[RowMapping, Callable[[str], None]]
 #: Cancel requests for tasks that do not run here, of which the latest are remembered for a moment.
 HEARD = 1000
-
-Report = dict[str, Any] | None
-
-
-@dataclass(eq=False, slots=True)
-class Run:
-    """One claimed task on its way through this worker. A child's work."""
-
-    runner: Runner
-    key: int
-    id: UUID
-    fence: int
-    attempt: int
-    timeout: float
-    handler: Handler[Any, Any]
-    job: dict[str, Any]
-    child: Child
-    on_ended: Callable[[str], None]
-    batch: Batch | None = None
-    timer: asyncio.TimerHandle | None = None
-    due: float = 0.0
-    reason: Reason | None = None
-    awaited: asyncio.Future[Report] | None = None
-    abandoned: bool = False
-
-    def arm(self) -> None:
-        """It runs from now on, and has its time."""
-        self.timer = asyncio.get_running_loop().call_later(self.timeout, self.end, "timeout")
-
-    def end(self, reason: Reason) -> None:
-        """Ask the run to end. The first reason stands."""
-        if self.reason is None:
-            self.reason = reason
-            self.runner.enforce(self)
-
-    def reported(self, report: Report) -> None:
-        """It is over."""
-        self.runner.over(self, report)
-
-    def progressed(self, said: dict[str, Any]) -> None:
-        """It has said how far it is."""
-        self.runner.said(self, said)
-
-    def logged(self, said: dict[str, Any]) -> None:
-        """It has logged lines."""
-        self.runner.logged(self, said)
-
-
-@dataclass(eq=False, slots=True)
-class Batch:
-    """Runs that one process works through, one after the other. All but the first have not begun."""
-
-    child: Child
-    runs: deque[Run]
-    on_over: Callable[[Batch], None]
-    budget: asyncio.TimerHandle | None = None
-    timer: asyncio.TimerHandle | None = None
-    broken: bool = False
-
-    def begin(self) -> None:
-        """Start all of them, and give back those that the budget leaves no time for."""
-        self.runs[0].runner.send(self.child, self.runs)
-        self._arm(self.runs[0])
-        if len(self.runs) > 1:
-            self.budget = asyncio.get_running_loop().call_later(BUDGET, self.child.give_back)
-
-    def judge(self, report: Report) -> Report:
-        """What is to be recorded of one that is over: what a child that died had not begun is not lost."""
-        if report is None and self.broken:
-            report = unstarted("its process ended before it began")
-        self.broken = self.broken or report is None or report["outcome"] == "interrupted"
-        return report
-
-    def over(self, run: Run) -> None:
-        """One of them is over; the next one runs."""
-        began = run is self.runs[0]
-        self.runs.remove(run)
-        if not self.runs:
-            self._close()
-        elif began and not self.broken:
-            self._go_on(self.runs[0])
-
-    def _go_on(self, run: Run) -> None:
-        if run.reason is None:
-            self._arm(run)
-        else:
-            run.runner.enforce(run)
-
-    def _arm(self, run: Run) -> None:
-        """It runs from now on, and has its time. One timer serves them all: it looks who runs when it rings."""
-        loop = asyncio.get_running_loop()
-        run.due = loop.time() + run.timeout
-        if self.timer is None or run.due < self.timer.when():
-            self._ring_at(run.due)
-
-    def _ring_at(self, due: float) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = asyncio.get_running_loop().call_at(due, self._ring)
-
-    def _ring(self) -> None:
-        run = self.runs[0]
-        if asyncio.get_running_loop().time() < run.due:
-            self._ring_at(run.due)
-        else:
-            run.end("timeout")
-
-    def _close(self) -> None:
-        for timer in (self.budget, self.timer):
-            if timer is not None:
-                timer.cancel()
-        self.on_over(self)
 
 
 def _job(row: RowMapping, key: int, start_by: float) -> dict[str, Any]:
@@ -228,29 +116,44 @@ class Runner:
             if row["lost"]:
                 self._begin(await self._wards.apart(row["id"], row["lost"]), [(row, ended)])
 
-    def _begin(self, child: Child, pairs: Sequence[tuple[RowMapping, Callable[[str], None]]]) -> None:
-        runs = [self._new(row, child, ended) for row, ended in pairs]
-        self.send(child, runs)
-        for run in runs:
-            run.arm()
-        self._heed_early_cancels(runs)
+    def _begin(self, child: Child, pairs: Iterable[Claimed]) -> None:
+        units = self._units(child, pairs)
+        self.send(child, units)
+        for unit in units:
+            unit.arm()
+        self._heed_early_cancels(units)
 
     async def run_in_turn(self, rows: Sequence[RowMapping], on_ended: Callable[[str], None], on_over: Callable[[], None]) -> None:
         """Begin claimed sync tasks in one process, one after the other. ``on_over`` is called when none of them is left."""
         child = await self._sync_child()
-        batch = Batch(child, deque(self._new(row, child, on_ended) for row in rows), partial(self._recycle, on_over))
-        for run in batch.runs:
-            run.batch = batch
-        self._heed_early_cancels(batch.runs)
-        batch.begin()
+        series = Series(child, deque(self._units(child, [(row, on_ended) for row in rows])), partial(self._recycle, on_over))
+        for unit in series.units:
+            unit.series = series
+        self._heed_early_cancels(series.units)
+        series.begin()
 
-    def send(self, child: Child, runs: Iterable[Run]) -> None:
+    def send(self, child: Child, units: Iterable[Unit]) -> None:
         """Have a child run them, or nobody, if the time for that is over: they were claimed too late."""
         if not self._stopping:
-            child.start(runs)
+            child.start(units)
             return
+        for unit in units:
+            asyncio.get_running_loop().call_soon(unit.reported, unstarted("worker stopping"))
+
+    def _units(self, child: Child, pairs: Iterable[Claimed]) -> list[Unit]:
+        return [self._unit(child, together) for together in bunch(pairs, self._registry.names)]
+
+    def _unit(self, child: Child, pairs: Sequence[Claimed]) -> Unit:
+        """What a child is to work on at one time. A batch handler takes a list, also of one."""
+        runs = [self._new(row, child, ended) for row, ended in pairs]
+        if runs[0].handler.batch is None:
+            return runs[0]
+        key, first = self._nursery.next_key(), runs[0].job
+        job = {"kind": "batch", "key": key, "start_by": first["start_by"], "type": first["type"], "jobs": [run.job for run in runs]}
+        together = Together(self, key, job, child, runs, runs[0].timeout)
         for run in runs:
-            asyncio.get_running_loop().call_soon(run.reported, unstarted("worker stopping"))
+            run.together = together
+        return together
 
     def _new(self, row: RowMapping, child: Child, on_ended: Callable[[str], None]) -> Run:
         key, handler = self._nursery.next_key(), self._registry.names[row["type"]]
@@ -259,55 +162,56 @@ class Runner:
         self._runs[run.id] = run
         return run
 
-    def _recycle(self, on_over: Callable[[], None], batch: Batch) -> None:
+    def _recycle(self, on_over: Callable[[], None], series: Series) -> None:
         """Keep a process for the next runs, unless one was interrupted: what its handler was in the middle of is unknown."""
-        if batch.broken:
-            batch.child.kill()
-        elif not batch.child.dead:
-            self._idle.append(batch.child)
+        if series.broken:
+            series.child.kill()
+        elif not series.child.dead:
+            self._idle.append(series.child)
         on_over()
 
-    def enforce(self, run: Run) -> None:
-        """Make a run end, in the background."""
-        if run.awaited is None:
-            run.awaited = asyncio.get_running_loop().create_future()
-        self._spawn(self._enforce(run, run.awaited))
+    def enforce(self, unit: Unit) -> None:
+        """Make a unit end, in the background."""
+        if unit.awaited is None:
+            unit.awaited = asyncio.get_running_loop().create_future()
+        self._spawn(self._enforce(unit, unit.awaited))
 
-    async def _enforce(self, run: Run, report: asyncio.Future[Report]) -> None:
-        structlog.contextvars.bind_contextvars(**log_fields(run.job))
-        reason = run.reason or "timeout"
-        if run.batch is None:
-            await end_async(run.child, run.key, report, reason, self._settings.worker)
-        elif run is run.batch.runs[0]:
-            await end_sync(run.child, run.key, report, reason, self._settings.worker)
+    async def _enforce(self, unit: Unit, report: asyncio.Future[Report]) -> None:
+        structlog.contextvars.bind_contextvars(**log_fields(unit.job))
+        reason = unit.reason or "timeout"
+        if unit.series is None:
+            await end_async(unit.child, unit.key, report, reason, self._settings.worker)
+        elif unit is unit.series.units[0]:
+            await end_sync(unit.child, unit.key, report, reason, self._settings.worker)
         else:
             # It has not begun. If its child does not hear that, its turn to be ended comes with its turn to run.
-            run.child.cancel(run.key)
+            unit.child.cancel(unit.key)
             return
         if not report.done():
-            run.child.forget(run.key)
-            self.over(run, {"outcome": "interrupted"})
+            unit.child.forget(unit.key)
+            self.over(unit, {"outcome": "interrupted"})
 
     # --- runs end ---
 
-    def over(self, run: Run, report: Report) -> None:
-        """A run has reported, or its child has died (None). What is over in one turn of the loop is recorded together."""
-        if run.timer is not None:
-            run.timer.cancel()
-        if run.awaited is not None and not run.awaited.done():
-            run.awaited.set_result(report)
-        if run.batch is not None:
-            report = run.batch.judge(report)
+    def over(self, unit: Unit, report: Report) -> None:
+        """A unit has reported, or its child has died (None). What is over in one turn of the loop is recorded together."""
+        if unit.timer is not None:
+            unit.timer.cancel()
+        if unit.awaited is not None and not unit.awaited.done():
+            unit.awaited.set_result(report)
+        if unit.series is not None:
+            report = unit.series.judge(report)
         if report and report["outcome"] != "unstarted" and "seconds" in report:
-            self._pace.add(run.job["type"], report["seconds"])
+            self._pace.add(unit.job["type"], report["seconds"])
         failpoints.hit("run.ended")
         # The record is asked for before the slot is free: it goes to Postgres with the claim that follows, or before it.
         if not self._over:
             asyncio.get_running_loop().call_soon(self._record_soon)
-        self._over.append((run, report))
-        run.on_ended(str(report["outcome"]) if report else "lost")
-        if run.batch is not None:
-            run.batch.over(run)
+        for run, said in unit.split(report):
+            self._over.append((run, said))
+            run.on_ended(str(said["outcome"]) if said else "lost")
+        if unit.series is not None:
+            unit.series.over(unit)
 
     def _record_soon(self) -> None:
         over, self._over = self._over, []
@@ -397,9 +301,9 @@ class Runner:
         if len(self._heard) > HEARD:
             del self._heard[next(iter(self._heard))]
 
-    def _heed_early_cancels(self, runs: Iterable[Run]) -> None:
+    def _heed_early_cancels(self, units: Iterable[Unit]) -> None:
         """Cancels that were heard before these runs were known; Postgres says whether they are these runs'."""
-        for run in runs:
+        for run, _ in [pair for unit in units for pair in unit.split(None)]:
             if run.id in self._heard:
                 del self._heard[run.id]
                 self._spawn(self._heed_early_cancel(run))

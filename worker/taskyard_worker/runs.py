@@ -41,6 +41,8 @@ MAX_TEXT = 4000
 
 def log_fields(job: Job) -> dict[str, Any]:
     """What every log line about a job has, whoever writes it."""
+    if job["kind"] == "batch":
+        return {"type": job["type"], "batch": len(job["jobs"])}
     if job["kind"] == "task":
         return {"task_id": job["id"], "type": job["type"], "attempt": job["attempt"], "fence": job["fence"]}
     return {"delivery_id": job["id"], "route": job["route"], "task_id": job["task_id"], "attempt": job["attempt"], "fence": job["fence"]}

@@ -10,6 +10,7 @@ def test_a_task_succeeds(taskyard: RunningTaskyard) -> None:  # a fixture, which
     assert taskyard.run("pages.fetch", {"url": "https://example.com/"})["status"] == "succeeded"
 """
 
+from taskyard.testing.batches import run_batch
 from taskyard.testing.conformance import assert_plugin_conforms, check_plugin
 from taskyard.testing.receiver import Answer, Received, Receiver, receiver
 from taskyard.testing.recording import LogLine
@@ -30,6 +31,7 @@ __all__ = [
     "check_plugin",
     "make_event",
     "receiver",
+    "run_batch",
     "run_handler",
     "run_notifier",
     "running_taskyard",

@@ -160,9 +160,12 @@ def _validated(handler: Handler[Any, Any], payload: Any) -> Any:
 
 
 def _outcome(handler: Handler[Any, Any], payload: Any, ctx: Context, seconds: float) -> HandlerRun:
-    arguments = (payload, ctx) if handler.wants_context else (payload,)
+    given: tuple[Any, Any] = (payload, ctx) if handler.batch is None else ([payload], [ctx])
+    arguments = given if handler.wants_context else given[:1]
     try:
-        value = asyncio.run(_within(handler(*arguments), seconds)) if handler.is_async else handler(*arguments)
+        value = asyncio.run(_within(handler.function(*arguments), seconds)) if handler.is_async else handler.function(*arguments)
+        if handler.batch is not None:
+            value = _only_item(value)
         return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=ctx.submissions)
     except TaskCancelled as error:
         return HandlerRun("cancelled", error=error)
@@ -170,6 +173,15 @@ def _outcome(handler: Handler[Any, Any], payload: Any, ctx: Context, seconds: fl
         return HandlerRun("failed", error=error, code=error.code)
     except Exception as error:
         return _after_failure(handler, ctx, error)
+
+
+def _only_item(value: Any) -> Any:
+    """What a batch handler has returned for a batch of one. An exception is raised."""
+    if not isinstance(value, list | tuple) or len(value) != 1:
+        raise TaskFailed(f"expected a list of one result, not {value!r:.200}", code="invalid-result")
+    if isinstance(value[0], BaseException):
+        raise value[0]
+    return value[0]
 
 
 def _checked_result(handler: Handler[Any, Any], value: Any) -> Any:

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import batches
 import oddities
 from pydantic import BaseModel, ConfigDict
 
@@ -347,7 +348,7 @@ class Blocker:
 
 @hookimpl
 def taskyard_handlers() -> list[Any]:
-    return [value for module in (globals(), vars(oddities)) for value in module.values() if isinstance(value, Handler)]
+    return [value for module in (globals(), vars(oddities), vars(batches)) for value in module.values() if isinstance(value, Handler)]
 
 
 @hookimpl

@@ -1,0 +1,88 @@
+"""One call of a batch handler: what a worker would make of each of its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import uuid_utils.compat as uuid7
+
+from taskyard.errors import TaskCancelled, TaskFailed
+from taskyard.handlers import Context, Handler
+from taskyard.testing.recording import LogLine, recording_log
+from taskyard.testing.runs import HandlerRun, _after_failure, _checked_result, _history, _Recorder, _validated, _within
+
+
+def run_batch(
+    handler: Handler[Any, Any],
+    payloads: Sequence[Any],
+    *,
+    config: Any = None,
+    attempt: int = 1,
+    timeout: float | None = None,
+    cancelled: Collection[int] = (),
+) -> list[HandlerRun]:
+    """Run a batch handler once on several payloads, and tell how each task ended. Must not be called from a running event loop.
+
+    The arguments are those of :func:`taskyard.testing.run_handler`; ``cancelled`` has the positions of tasks that are asked to stop once the
+    call has begun.
+
+    Raises:
+        InvalidInput: a payload does not fit; carries pointers.
+        TypeError: the handler takes no batches.
+    """
+    if handler.batch is None:
+        raise TypeError(f"{handler.type} takes one task at a time: use run_handler")
+    seconds = handler.timeout if timeout is None else timeout
+    given = [_validated(handler, payload) for payload in payloads]
+    recorders = [_Recorder() for _ in given]
+    logs: list[list[LogLine]] = [[] for _ in given]
+    contexts = [_context(handler, recorder, lines, config, attempt, seconds) for recorder, lines in zip(recorders, logs, strict=True)]
+    for item in cancelled:
+        contexts[item].cancel()
+    runs = _outcomes(handler, given, contexts, seconds)
+    for run, context, recorder, lines in zip(runs, contexts, recorders, logs, strict=True):
+        run.progress, run.logs = recorder.seen, lines
+        run.events = _history(handler, context, run)
+    return runs
+
+
+def _context(handler: Handler[Any, Any], recorder: _Recorder, lines: list[LogLine], config: Any, attempt: int, seconds: float) -> Context:
+    return Context(
+        task_id=uuid7.uuid7(),
+        type=handler.type,
+        attempt=attempt,
+        fence=attempt,
+        deadline=datetime.now(UTC) + timedelta(seconds=seconds),
+        config=config,
+        log=recording_log(handler.plugin or "taskyard.testing", lines),
+        reporter=recorder,
+    )
+
+
+def _outcomes(handler: Handler[Any, Any], given: list[Any], contexts: list[Context], seconds: float) -> list[HandlerRun]:
+    arguments = (given, contexts) if handler.wants_context else (given,)
+    try:
+        value = asyncio.run(_within(handler.function(*arguments), seconds)) if handler.is_async else handler.function(*arguments)
+    except Exception as error:
+        return [_outcome(handler, context, error) for context in contexts]
+    if not isinstance(value, list | tuple) or len(value) != len(given):
+        wrong = TaskFailed(f"expected a list of {len(given)} results, not {value!r:.200}", code="invalid-result")
+        return [_outcome(handler, context, wrong) for context in contexts]
+    return [_outcome(handler, context, one) for context, one in zip(contexts, value, strict=True)]
+
+
+def _outcome(handler: Handler[Any, Any], context: Context, value: Any) -> HandlerRun:
+    """What becomes of one task, from its item: a result, or an exception."""
+    try:
+        if isinstance(value, BaseException):
+            raise value
+        return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=context.submissions)
+    except TaskCancelled as error:
+        return HandlerRun("cancelled", error=error)
+    except TaskFailed as error:
+        return HandlerRun("failed", error=error, code=error.code)
+    except Exception as error:
+        return _after_failure(handler, context, error)
