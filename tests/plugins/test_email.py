@@ -192,6 +192,7 @@ def test_a_text_of_ones_own_has_no_html_beside_it(plain: MailServer) -> None:
         ({"security": "plain", "username": "a", "password": "b"}, "must not travel unencrypted"),
         ({"sender": None}, "host and sender belong together"),
         ({"host": "h\nx"}, "host"),
+        ({"ca_file": "nowhere.pem"}, "does not point to a file"),
     ],
 )
 def test_a_configuration_that_can_not_work_is_refused(options: dict[str, Any], sentence: str) -> None:
