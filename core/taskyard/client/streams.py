@@ -38,7 +38,7 @@ class _Place:
         if message.event == "error" or not message.data:
             return None
         event = _event(message)
-        if message.id:
+        if message.id.isdecimal():
             if self.last is not None and int(message.id) <= self.last:
                 return None
             self.last = int(message.id)
