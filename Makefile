@@ -42,6 +42,12 @@ chaos: $(READY)  ## Hurt the real roles under load and count everything: TASKS=,
 	@.venv-bench/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
 	@touch $@
 
+# The generator of a client needs other versions than we do. A test makes it, when it is run.
+.venv-client/.ready: tests/api/requirements-client.txt
+	@test -x .venv-client/bin/python || $(PYTHON) -m venv .venv-client
+	@.venv-client/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
+	@touch $@
+
 constraints: $(READY)  ## Pin the versions that .venv has now in constraints.txt
 	$(BIN)/python -m pip --disable-pip-version-check list --format=freeze --exclude-editable > constraints.txt
 

@@ -27,6 +27,8 @@ from taskyard_api.service import Service
 #: Headers of ours that a web page may read, where web pages may call at all.
 EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
 DESCRIPTION = f"""Typed background tasks. The same calls answer under `/api`, and with a trailing slash.
+Times are RFC 3339 with an offset, from 1970-01-01 to 9999-12-30; whole numbers are written without a fraction (`5`, not `5.0`); the character
+U+0000 is refused wherever it stands. Every request may bring an `X-Request-ID`, and every answer has one.
 Errors are problem details (RFC 9457); their `type` ends in a stable slug and starts with `{problems.TYPE_PREFIX}`."""
 
 

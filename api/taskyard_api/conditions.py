@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Header
@@ -15,10 +15,22 @@ from taskyard.errors import InvalidInput
 
 Verb = Callable[[Connection, str, UUID], RowMapping]
 
-IfMatch = Annotated[list[str] | None, Header(description="Only if the task's ETag is one of these; `*` is any.", examples=[['"3"']])]
-IfNoneMatch = Annotated[list[str] | None, Header(description="304 if the task's ETag is one of these.", examples=[['"3"']])]
+IfMatch = Annotated[list[str] | None, Header(include_in_schema=False)]
+IfNoneMatch = Annotated[list[str] | None, Header(include_in_schema=False)]
 # An entity-tag (RFC 9110, 8.8.3), and a comma-separated list of them.
 _TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
+# For the document, in ASCII: a header's other bytes are nobody's tags.
+_TOLD = r'(W/)?"[!#-~]*"'
+
+
+def _parameter(name: str, said: str, example: str) -> dict[str, Any]:
+    """OpenAPI's parameter. Of several headers of one name, which are allowed as well, OpenAPI has no way to tell."""
+    schema = {"type": "string", "pattern": rf"^(\*|{_TOLD}( *, *{_TOLD})*)$"}
+    return {"name": name, "in": "header", "description": said, "schema": schema, "example": example}
+
+
+IF_MATCH = _parameter("If-Match", "Only if the task's ETag is one of these; `*` is any.", "*")
+IF_NONE_MATCH = _parameter("If-None-Match", "304 if the task's ETag is one of these; `*` is any.", '"0"')
 _TAGS = re.compile(rf"[ \t]*{_TAG}(?:[ \t]*,[ \t]*{_TAG})*[ \t]*")
 
 

@@ -5,16 +5,18 @@ and no error that escapes.
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from contextlib import suppress
 
 import structlog
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskyard.metrics import Tally
 from taskyard_api.errors import BodyTooSlow, TooLarge
-from taskyard_api.problems import INTERNAL, problem
+from taskyard_api.problems import INTERNAL, MEDIA_TYPE, internal
 from taskyard_api.sse import HEAD
 from taskyard_api.watch import Watch
 
@@ -88,7 +90,7 @@ class Edge:
 def _internal(error: Exception, asked: str) -> ASGIApp:
     id_ = uuid.uuid4().hex
     log.error("request.failed", id=id_, path=asked, exc_info=error)
-    return problem(INTERNAL, f"This is a fault of the service. Its log has more under the id {id_}.", asked, id=id_)
+    return Response(json.dumps(internal(id_, asked)), INTERNAL.status, media_type=MEDIA_TYPE)
 
 
 def without_body(send: Send) -> Send:

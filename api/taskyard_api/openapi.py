@@ -1,26 +1,23 @@
-"""The OpenAPI document: FastAPI's own, and a union over the installed task types as the body of a submission."""
+"""The OpenAPI 3.1 document: FastAPI's own, completed by what only the installed plugins, the error tree and the events know."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import TypeAdapter
 
-from taskyard.handlers import Handler
 from taskyard.plugins import Registry
-from taskyard.submission import TaskIn
+from taskyard_api import problem_examples, typed, webhooks
 from taskyard_api.access import ANY_KEY, OPEN, rule_for
 from taskyard_api.body import MAX_BATCH
 from taskyard_api.parameters import ACTION
 from taskyard_api.patching import PATCH
-from taskyard_api.problems import Problem
-from taskyard_api.routes.answers import problems
+from taskyard_api.routes.answers import headers, problems
 
 Schema = dict[str, Any]
-# A dot sets the plugins' models apart: none of our own schemas has one in its name.
-_REFERENCE = "#/components/schemas/Payload.{model}"
 _BATCH: Schema = {
     "title": "TasksIn",
     "description": "Tasks that are submitted together, all or none.",
@@ -29,102 +26,139 @@ _BATCH: Schema = {
     "required": ["tasks"],
     "additionalProperties": False,
 }
+_PREVIEWS: Schema = {
+    "title": "TaskPreviews",
+    "type": "object",
+    "properties": {"items": {"type": "array", "items": {"$ref": "#/components/schemas/TaskPreview"}}},
+    "required": ["items"],
+}
+#: Headers of answers, by name; `headers()` in routes/answers.py refers to them.
+HEADERS: dict[str, tuple[str, Schema, str]] = {
+    "ETag": ("The task's version, for If-Match and If-None-Match.", {"type": "string", "pattern": '^"[0-9]+"$'}, '"3"'),
+    "Idempotency-Replayed": ("The task was made before, by the same Idempotency-Key.", {"type": "string", "const": "true"}, "true"),
+    "Location": ("Where the task is.", {"type": "string"}, "/api/v1/tasks/01890a5d-ac96-774b-bcce-b302099a8057"),
+    "Preference-Applied": ("The preference that was followed (RFC 7240).", {"type": "string", "pattern": "^wait=[0-9]+$"}, "wait=10"),
+    "Retry-After": ("Seconds after which to come back.", {"type": "string", "pattern": "^[0-9]+$"}, "2"),
+    "WWW-Authenticate": ("What is missing, or wrong (RFC 6750).", {"type": "string"}, 'Bearer realm="taskyard"'),
+    "X-Request-ID": ("The request's id, as the service's log has it: the client's own, or a new one.", {"type": "string", "maxLength": 128}, "9f1c2d3e"),
+}
+_TAGS = {
+    "tasks": "Submit tasks, look at them, move them.",
+    "live": "What happens, as it happens: server-sent events.",
+    "queues": "How much waits; pause and resume.",
+    "deliveries": "What notifiers sent, failed to send, will retry.",
+    "catalogue": "What is installed.",
+    "health": "For probes and Prometheus.",
+    "webhooks": "What a route's notifier posts to you.",
+}
+#: Calls that an answer leads to, by the operation that gives the answer: where its id goes.
+_BY_ID = ("get_task", "change_task", "cancel_task", "retry_task", "hold_task", "release_task", "list_task_events", "get_place", "stream_task")
 
 
 def document(app: FastAPI, registry: Registry, *, with_keys: bool) -> Schema:
     """The whole document. Costs some milliseconds: keep the answer."""
-    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    schemas = found.setdefault("components", {}).setdefault("schemas", {})
-    for adapter in (PATCH, ACTION, TypeAdapter(Problem)):
+    found = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary="Typed background tasks, kept in PostgreSQL, done by plugins.",
+        description=app.description,
+        routes=app.routes,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        tags=[{"name": name, "description": said} for name, said in _TAGS.items()],
+    )
+    components = found.setdefault("components", {})
+    _name_tasks(found)
+    schemas = components.setdefault("schemas", {})
+    for adapter in (PATCH, ACTION):
         schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {schema["title"]: schema}
-    schemas |= _submissions(registry) | {"TasksIn": _BATCH}
+    schemas |= typed.schemas(set(registry.handlers.values())) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}
+    schemas |= problem_examples.schemas() | webhooks.schemas()
+    components["examples"] = problem_examples.examples()
+    components["headers"] = dict(_headers())
+    found["webhooks"] = webhooks.webhooks()
+    _show_submissions(found)
+    _link(found)
     if with_keys:
         _ask_for_keys(found)
     else:
-        for calls in found["paths"].values():
-            for method, call in calls.items():
-                if method != "get":
-                    call["responses"]["403"] = problems(403)[403]
+        for _, method, call in _calls(found):
+            if method != "get":
+                call["responses"]["403"] = problems(403)[403]
+    for _, _, call in _calls(found):
+        for response in call["responses"].values():
+            response["headers"] = response.get("headers", {}) | headers("X-Request-ID")
     return found
+
+
+def _calls(found: Schema) -> Iterator[tuple[str, str, Schema]]:
+    """(path, method, operation)"""
+    for path, methods in found["paths"].items():
+        for method, call in methods.items():
+            yield path, method, call
+
+
+def _headers() -> Iterator[tuple[str, Schema]]:
+    for name, (said, schema, example) in HEADERS.items():
+        told = {"description": said, "schema": schema, "example": example}
+        yield name, told | {"required": True}
+        yield f"{name}.maybe", told
+
+
+def _name_tasks(found: Schema) -> None:
+    """Where an answer has a task, it has one of the installed types: `Task`, of which `TaskOut` is the last resort."""
+    out = {"$ref": "#/components/schemas/TaskOut"}
+    for holder in (found["paths"], found["components"]["schemas"]):
+        _replace(holder, out, {"$ref": "#/components/schemas/Task"})
+
+
+def _replace(value: Any, old: Schema, new: Schema) -> None:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in list(items):
+        if item == old:
+            value[key] = copy.deepcopy(new)
+        else:
+            _replace(item, old, new)
+
+
+def _show_submissions(found: Schema) -> None:
+    examples = dict(typed.submissions(found["components"]["schemas"]))
+    if not examples:
+        return
+    submit, batch = (found["paths"][f"/api/v1/tasks{rest}"]["post"]["requestBody"]["content"]["application/json"] for rest in ("", "/batch"))
+    submit["examples"] = {type_: {"summary": f"Submit {type_}", "value": example} for type_, example in examples.items()}
+    batch["examples"] = {"all": {"summary": "One task of each type", "value": {"tasks": list(examples.values())}}}
+
+
+def _link(found: Schema) -> None:
+    """From an answer with a task to what can be done with it."""
+    operations = {call["operationId"]: call for _, _, call in _calls(found)}
+    by_id = {name: {"operationId": name, "parameters": {"task_id": "$response.body#/id"}} for name in _BY_ID if name in operations}
+    first = {name: {"operationId": name, "parameters": {"task_id": "$response.body#/items/0/id"}} for name in ("get_task", "cancel_task")}
+    for name, status, links in (
+        ("submit_task", "201", by_id),
+        ("submit_tasks", "201", first),
+        ("list_tasks", "200", first | {"list_tasks": _next("list_tasks")}),
+        ("list_deliveries", "200", {"redeliver": {"operationId": "redeliver", "parameters": {"delivery_id": "$response.body#/items/0/id"}}}),
+    ):
+        operations[name]["responses"][status]["links"] = links
+
+
+def _next(name: str) -> Schema:
+    return {"operationId": name, "parameters": {"cursor": "$response.body#/next_cursor"}, "description": "The next page; repeat the filters."}
 
 
 def _ask_for_keys(found: Schema) -> None:
     """Each call but those that are open: a key in one of two headers, the scope that it needs, and how it is refused."""
     found["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An access key, `ty_...`."},
-        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
     }
-    for path, calls in found["paths"].items():
-        for method, call in calls.items():
-            needed = rule_for(method.upper(), path)
-            if needed == OPEN:
-                continue
-            call["security"] = [{"bearer": []}, {"header": []}]
-            call["responses"] |= {str(status): description for status, description in problems(401, 403, 429).items() if str(status) not in call["responses"]}
-            scope = "any access key" if needed == ANY_KEY else f"the scope `{needed or 'admin'}`"
-            call["description"] = f"{call.get('description', '')}\n\nNeeds {scope}.".strip()
-
-
-def _submissions(registry: Registry) -> dict[str, Schema]:
-    """``TaskIn``, a union discriminated by ``type``, and one schema for each installed type."""
-    handlers = [registry.handlers[type_] for type_ in sorted(registry.handlers)]
-    envelope = TaskIn.model_json_schema()
-    if not handlers:
-        return {"TaskIn": envelope}
-    payloads, shared = TypeAdapter.json_schemas([(h.type, "validation", h.payload) for h in handlers], ref_template=_REFERENCE)
-    definitions = shared.get("$defs", {})
-    schemas = {f"Payload.{name}": schema for name, schema in definitions.items()}
-    for handler in handlers:
-        schemas[f"Submit.{handler.type}"] = _submission(handler, envelope, payloads[(handler.type, "validation")], definitions)
-    mapping = {name: f"#/components/schemas/Submit.{handler.type}" for handler in handlers for name in handler.names}
-    one_of = [{"$ref": ref} for ref in dict.fromkeys(mapping.values())]
-    union = {"title": "TaskIn", "oneOf": one_of, "discriminator": {"propertyName": "type", "mapping": mapping}}
-    return {**schemas, "TaskIn": union}
-
-
-def _submission(handler: Handler[Any, Any], envelope: Schema, payload: Schema, definitions: dict[str, Schema]) -> Schema:
-    properties = {**envelope["properties"], "type": _type_schema(handler), "payload": payload}
-    schema = {**envelope, "title": f"Submit.{handler.type}", "description": handler.description, "properties": properties}
-    try:
-        example = _example(payload, definitions)
-        handler.payload.validate_python(example)
-    except Exception:
-        # A schema may refer to itself, and a validator raise anything: then there is no example, and all others' schemas are there.
-        return schema
-    return {**schema, "examples": [{"type": handler.type, "payload": example}]}
-
-
-def _type_schema(handler: Handler[Any, Any]) -> Schema:
-    if not handler.aliases:
-        return {"type": "string", "const": handler.type}
-    return {"type": "string", "enum": list(handler.names), "description": f"`{handler.type}`; its older names are taken as well."}
-
-
-def _example(schema: Schema, definitions: dict[str, Schema]) -> Any:
-    """A value that a schema describes, from its own examples and defaults where it has them."""
-    if "$ref" in schema:
-        return _example(definitions.get(schema["$ref"].removeprefix("#/components/schemas/Payload."), {}), definitions)
-    if schema.get("examples"):
-        return schema["examples"][0]
-    for word in ("const", "default"):
-        if word in schema:
-            return schema[word]
-    if schema.get("enum"):
-        return schema["enum"][0]
-    if options := schema.get("anyOf") or schema.get("oneOf"):
-        return _example(options[0], definitions)
-    if schema.get("type") == "object":
-        return {name: _example(schema["properties"][name], definitions) for name in schema.get("required", ())}
-    if schema.get("type") == "array":
-        return [_example(schema.get("items", {}), definitions)] * schema.get("minItems", 0)
-    return _scalar(schema)
-
-
-def _scalar(schema: Schema) -> Any:
-    if schema.get("type") == "string":
-        by_format = {"uri": "https://example.com/", "date-time": "2030-01-31T12:00:00Z", "date": "2030-01-31", "email": "someone@example.com"}
-        return by_format.get(schema.get("format", ""), "text".ljust(schema.get("minLength", 0), "."))
-    if schema.get("type") in ("integer", "number"):
-        return schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
-    return schema.get("type") == "boolean" or None
+    for path, method, call in _calls(found):
+        needed = rule_for(method.upper(), path)
+        if needed == OPEN:
+            continue
+        call["security"] = [{"bearer": []}, {"header": []}]
+        call["responses"] |= {str(status): description for status, description in problems(401, 403, 429).items() if str(status) not in call["responses"]}
+        scope = "any access key" if needed == ANY_KEY else f"the scope `{needed or 'admin'}`"
+        call["description"] = f"{call.get('description', '')}\n\nNeeds {scope}.".strip()

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+from starlette.convertors import StringConvertor
 from typing_extensions import TypedDict
 
 from taskyard.errors import InvalidInput, NotFound
@@ -152,10 +153,13 @@ class ActionFilter(TypedDict, total=False):
     parent_id: Annotated[UUID, Field(strict=False, description="The task whose handler submitted them.")]
 
 
+_EXAMPLE: dict[str, Any] = {"examples": [{"action": "cancel", "filter": {"type": "pages.fetch", "status": ["scheduled", "pending"]}, "dry_run": True}]}
+
+
 class TaskAction(TypedDict):
     """One verb for all tasks that match."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]  # as above
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, json_schema_extra=_EXAMPLE)  # type: ignore[misc]  # as above
 
     action: Literal["cancel", "hold", "release", "retry"]
     filter: ActionFilter
@@ -192,6 +196,12 @@ def action_filters(chosen: ActionFilter) -> TaskFilters:
         q=chosen.get("q"),
         parent_id=chosen.get("parent_id"),
     )
+
+
+class TaskConvertor(StringConvertor):
+    """What may stand for a task in an address: not the names of the calls beside it, which answer 405 to other methods."""
+
+    regex = "(?!(?:actions|batch)(?:/|$))[^/]+"
 
 
 def task_uuid(text: str) -> UUID:

@@ -22,7 +22,7 @@ from taskyard.validation import Instant, problems_of
 class TaskPatch(TypedDict, total=False):
     """What to change. ``tags`` and ``metadata`` are replaced as a whole; null takes ``run_at`` or ``expires_at`` away."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # Pydantic's way to configure a TypedDict
+    __pydantic_config__ = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1, "examples": [{"priority": 9, "tags": ["urgent"]}]})  # type: ignore[misc]  # Pydantic's way to configure a TypedDict
 
     status: Literal["cancelled", "held", "pending"]
     priority: Priority

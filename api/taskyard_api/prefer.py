@@ -9,8 +9,8 @@ from fastapi import Header
 
 MAX_WAIT = 60
 DESCRIPTION = f"`wait=N` waits up to N seconds ({MAX_WAIT} at most) for the task to end. What was waited for is in `Preference-Applied`."
-Prefer = Annotated[list[str] | None, Header(description=DESCRIPTION, examples=["wait=10"])]
-PREFER = {"name": "Prefer", "in": "header", "description": DESCRIPTION, "schema": {"type": "string", "examples": ["wait=10"]}}
+Prefer = Annotated[list[str] | None, Header(include_in_schema=False)]
+PREFER = {"name": "Prefer", "in": "header", "description": DESCRIPTION, "schema": {"type": "string"}, "example": "wait=10"}
 # A preference (RFC 7240, 2): a name, perhaps a value, perhaps parameters, which `wait` has none of.
 _WAIT = re.compile(r'[ \t]*wait[ \t]*=[ \t]*(?:"(\d{1,9})"|(\d{1,9}))[ \t]*(?:;.*)?', re.IGNORECASE)
 

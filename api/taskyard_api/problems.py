@@ -103,9 +103,9 @@ class Problem(BaseModel):
     id: str | None = Field(None, description="With internal: what to look for in the service's log.")
 
 
-def problem(kind: Kind, detail: str, instance: str, headers: Mapping[str, str] | None = None, **members: Any) -> Response:
-    """A problem response. ``instance`` is the path that was asked for."""
-    body = {
+def document(kind: Kind, detail: str, instance: str, **members: Any) -> dict[str, Any]:
+    """A problem document. ``instance`` is the path that was asked for."""
+    return {
         "type": TYPE_PREFIX + kind.slug,
         "title": kind.title,
         "status": kind.status,
@@ -113,7 +113,21 @@ def problem(kind: Kind, detail: str, instance: str, headers: Mapping[str, str] |
         "instance": quote(instance, safe="/:@!$&'()*+,;=-._~"),
         **members,
     }
-    return Response(json.dumps(body), kind.status, dict(headers or {}), MEDIA_TYPE)
+
+
+def problem(kind: Kind, detail: str, instance: str, headers: Mapping[str, str] | None = None, **members: Any) -> Response:
+    """A problem response."""
+    return Response(json.dumps(document(kind, detail, instance, **members)), kind.status, dict(headers or {}), MEDIA_TYPE)
+
+
+def told(error: TaskyardError, instance: str) -> dict[str, Any]:
+    """The problem document of an error of ours."""
+    return document(kind_of(error), str(error), instance, **_members(error))
+
+
+def internal(id: str, instance: str) -> dict[str, Any]:
+    """The problem document of a fault that nobody has foreseen; the log has more under the id."""
+    return document(INTERNAL, f"This is a fault of the service. Its log has more under the id {id}.", instance, id=id)
 
 
 def kind_of(error: TaskyardError) -> Kind:
@@ -133,7 +147,7 @@ async def on_taskyard_error(request: Request, error: Exception) -> Response:
     kind = kind_of(error)
     if kind is INTERNAL:
         raise error
-    return problem(kind, str(error), instance_of(request), _headers(error), **_members(error))
+    return Response(json.dumps(told(error, instance_of(request))), kind.status, _headers(error), MEDIA_TYPE)
 
 
 def _headers(error: TaskyardError) -> dict[str, str]:

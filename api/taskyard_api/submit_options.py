@@ -16,6 +16,8 @@ MAX_KEY = 255
 # A String of Structured Fields (RFC 8941, 3.3.3), or the same without quotes, as most clients write it.
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE = re.compile(r"[\x21\x23-\x7e]+")
+#: The same for the document.
+KEY_PATTERN = rf'^("([ !#-\[\]-~]|\\["\\]){{1,{MAX_KEY}}}"|[!#-~]{{1,{MAX_KEY}}})$'
 _TRUTH = {"true": True, "false": False}
 VALIDATE_ONLY = {
     "name": "validate_only",
@@ -28,7 +30,8 @@ IDEMPOTENCY_KEY = {
     "in": "header",
     "description": "Makes the request safe to repeat: the same key with the same body makes no second task. It is answered 200, "
     "`Idempotency-Replayed: true`, and what the first one made as it stands now. Up to 255 visible characters, in quotes or not.",
-    "schema": {"type": "string", "examples": ['"8e03978e-40d5-43dd-bc93-6894a57f9324"']},
+    "schema": {"type": "string", "pattern": KEY_PATTERN},
+    "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
 
 

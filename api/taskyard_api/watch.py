@@ -61,7 +61,7 @@ class Watch:
 
 def _template(scope: Scope, base: str) -> str:
     """The path with names for its variable parts, such as /api/v1/tasks/{task_id}."""
-    path: str | None = getattr(scope.get("route"), "path", None)
+    path: str | None = getattr(scope.get("route"), "path_format", None)
     if path is None:
         return OTHER
     return base + path if scope["path"].startswith(base) and not path.startswith(base) else path

@@ -48,7 +48,7 @@ class UnknownTaskType(InvalidInput):
 
     def __init__(self, type_: str, near: Sequence[str] = ()) -> None:
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-        super().__init__(f"No installed plugin brings the task type {type_!r}.{hint}", [("/type", "unknown task type")])
+        super().__init__(f"No installed plugin brings the task type {type_[:200]!r}.{hint}", [("/type", "unknown task type")])
         self.type = type_
         self.near = tuple(near)
 

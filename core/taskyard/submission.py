@@ -88,8 +88,8 @@ def prepare(
 ) -> NewTask:
     """Validate one task and fill in its handler's defaults. ``fields`` holds JSON values, as in "Task in".
 
-    The payload is checked against the handler's model by JSON rules, and kept as it was sent: a handler's next version may
-    read more of it than this one.
+    The payload is checked against the handler's model, as strictly as its JSON Schema says (a "1" is no number), and kept as it was sent: a
+    handler's next version may read more of it than this one.
 
     Raises:
         UnknownTaskType: no installed plugin brings the type; carries near matches.
@@ -151,7 +151,7 @@ def _payload_problems(handler: Handler[Any, Any], payload: Any) -> list[tuple[st
     if excess := storable.find_excess(payload, sent):
         return [(f"/payload{excess[0]}", excess[1])]
     try:
-        handler.payload.validate_json(sent)
+        handler.payload.validate_json(sent, strict=True)
     except ValidationError as error:
         return problems_of(error, payload, handler.payload_schema().get("properties", ()), "/payload")
     except Exception as error:

@@ -48,11 +48,12 @@ class Config(BaseModel):
 class Request(BaseModel):
     """What to send."""
 
-    model_config = ConfigDict(extra="forbid")
+    # One body, as the schema says it.
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"not": {"required": ["json", "text"], "properties": {"text": {"type": "string"}}}})
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = "GET"
     url: HttpUrl
-    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=100)
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=100, json_schema_extra={"additionalProperties": False})
     json_body: JsonValue = Field(None, alias="json", description="Body as JSON; sets Content-Type unless a header does.")
     text: str | None = Field(None, description="Body as UTF-8 text. Not together with `json`.")
     timeout: float = Field(30.0, gt=0, le=MAX_TIMEOUT, description="Seconds that the whole request may take.")

@@ -20,7 +20,7 @@ def calls(app: FastAPI) -> Iterator[tuple[str, str]]:
             yield from (("GET", route.path), ("GET", f"{route.path}/anything"))
             continue
         for method in sorted({*methods, "HEAD"} if "GET" in methods else methods):
-            yield method, route.path
+            yield method, getattr(route, "path_format", route.path)
 
 
 def parameters(path: str) -> list[str]:

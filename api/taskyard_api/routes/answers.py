@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import Response
 from pydantic import TypeAdapter
 
+from taskyard.errors import IllegalTransition, InvalidInput, NotFound, TaskyardError, Unavailable, VersionConflict
+from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, RateLimited, TooLarge, Unauthorized, UnsupportedMedia
+from taskyard_api.problem_examples import INTERNAL_ERROR, Asked, name_of, reference, status_of
 from taskyard_api.problems import MEDIA_TYPE
 
 _MEANINGS = {
@@ -16,7 +19,7 @@ _MEANINGS = {
     403: "The access key lacks the scope that this call needs; or, without keys, a web page of another origin asked.",
     404: "Nothing has this id or name here.",
     408: "The body did not arrive in time.",
-    409: "The task's status does not allow this, or a live task has the unique_key.",
+    409: "The status does not allow this, or a live task has the unique_key.",
     412: "If-Match was given, and the task has another version.",
     413: "The body is too large.",
     415: "The body is of another kind than JSON.",
@@ -25,6 +28,23 @@ _MEANINGS = {
     500: "A fault of the service; `id` is in its log too.",
     503: "The database can't be reached now.",
 }
+#: What a status means where a call says no more than the number.
+_COMMON: Mapping[int, tuple[Asked, ...]] = {
+    400: (MalformedBody,),
+    401: (Unauthorized,),
+    403: (Forbidden, ForeignPage),
+    404: (NotFound,),
+    408: (BodyTooSlow,),
+    409: (IllegalTransition,),
+    412: (VersionConflict,),
+    413: (TooLarge,),
+    415: (UnsupportedMedia,),
+    422: (InvalidInput,),
+    429: (RateLimited,),
+    500: (INTERNAL_ERROR,),
+    503: (Unavailable,),
+}
+_HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 BODY = (400, 408, 413, 415)
 
 
@@ -33,11 +53,29 @@ def answer(adapter: TypeAdapter[Any], value: Any, status: int = 200, headers: Ma
     return Response(adapter.dump_json(adapter.validate_python(value, from_attributes=True)), status, headers, "application/json")
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's ``responses`` for these problems, and for those that every call may have."""
-    schema = {"$ref": "#/components/schemas/Problem"}
-    wanted = sorted({*statuses, 422, 500, 503})
-    return {status: {"description": _MEANINGS[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in wanted}
+def problems(*wanted: int | type[TaskyardError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's ``responses`` for these problems, and for those that every call may have: each with its slug and an example.
+
+    A status stands for what it commonly means; an error's class for that error, as problems.KINDS tells it.
+    """
+    found: dict[int, dict[str, Asked]] = {}
+    for one in (*wanted, 422, 500, 503):
+        for error in _COMMON[one] if isinstance(one, int) else (one,):
+            found.setdefault(status_of(error), {})[name_of(error)] = error
+    return {status: _response(status, list(found[status].values())) for status in sorted(found)}
+
+
+def _response(status: int, errors: list[Asked]) -> dict[str, Any]:
+    schemas = list(dict.fromkeys(reference(error) for error in errors))
+    schema = {"$ref": schemas[0]} if len(schemas) == 1 else {"oneOf": [{"$ref": schema} for schema in schemas]}
+    examples = {name_of(error): {"$ref": f"#/components/examples/{name_of(error)}"} for error in errors}
+    told = {"description": _MEANINGS[status], "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}}}
+    return told | ({"headers": headers(_HEADERS[status])} if status in _HEADERS else {})
+
+
+def headers(*names: str, maybe: Iterable[str] = ()) -> dict[str, Any]:
+    """OpenAPI's ``headers`` of a response that always has these, and may have some more."""
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names} | {name: {"$ref": f"#/components/headers/{name}.maybe"} for name in maybe}
 
 
 def body(schema: str) -> dict[str, Any]:

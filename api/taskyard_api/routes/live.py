@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from taskyard import feed, queries
+from taskyard import feed, queries, tasklogs
 from taskyard.errors import InvalidInput
+from taskyard.events import EVENT_TYPES
 from taskyard_api import access
 from taskyard_api.live import LAST, Asked
 from taskyard_api.parameters import FilterQuery, TaskId, task_uuid
@@ -18,14 +19,34 @@ from taskyard_api.sse import MEDIA_TYPE, EventStream
 
 router = APIRouter(tags=["live"])
 
-LastEventId = Annotated[str | None, Header(description="The id of the last event that was received: the stream goes on after it.", max_length=100)]
+LastEventId = Annotated[str | None, Header(include_in_schema=False)]
+_LAST_EVENT_ID: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "description": "The id of the last event that was received: the stream goes on after it.",
+            "schema": {"type": "string", "pattern": "^[0-9]{0,19}$"},
+        }
+    ]
+}
+#: One message of a stream: OpenAPI 3.1 has no word of its own for "a sequence of these".
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$", "description": "What Last-Event-ID brings back."},
+        "event": {"type": "string", "enum": [*EVENT_TYPES, tasklogs.EVENT, "error"], "description": "`error` says in `data` why the stream ends."},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": "#/components/schemas/CloudEvent"}},
+    },
+    "required": ["event", "data"],
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events: `id`, `event` (its type) and `data` (a CloudEvent).", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}
+    200: {"description": "Server-sent events: `id`, `event` (its type) and `data` (a CloudEvent).", "content": {MEDIA_TYPE: {"schema": _MESSAGE}}}
 }
 _OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The task has ended, and all its events were received: do not come back."}}
 
 
-@router.get("/events", status_code=200, response_class=EventStream, responses=_STREAM | problems(429))
+@router.get("/events", status_code=200, response_class=EventStream, responses=_STREAM | problems(429), openapi_extra=_LAST_EVENT_ID)
 async def stream_events(
     request: Request, service: Serving, namespace: Namespace, query: Annotated[FilterQuery, Query()], last_event_id: LastEventId = None
 ) -> Response:
@@ -36,7 +57,9 @@ async def stream_events(
     return EventStream(service.feed.stream(Asked(lambda row: feed.is_wanted(row, namespace, filters), _check(request), after, namespace)))
 
 
-@router.get("/tasks/{task_id}/stream", status_code=200, response_class=EventStream, responses=_STREAM | _OVER | problems(404, 429))
+@router.get(
+    "/tasks/{task_id}/stream", status_code=200, response_class=EventStream, responses=_STREAM | _OVER | problems(404, 429), openapi_extra=_LAST_EVENT_ID
+)
 async def stream_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, last_event_id: LastEventId = None) -> Response:
     """Follow one task: its history and its log lines so far, then live, progress too, until it has ended."""
     id_, after = task_uuid(task_id), await _number(service, last_event_id) or 0

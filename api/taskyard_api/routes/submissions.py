@@ -13,18 +13,19 @@ from pydantic_core import to_json
 from sqlalchemy import RowMapping
 
 from taskyard import idempotency, lifecycle
-from taskyard.errors import InvalidInput, Unavailable, UniqueConflict
+from taskyard.errors import IdempotencyMismatch, InvalidInput, Unavailable, UniqueConflict, UnknownTaskType
 from taskyard.idempotency import IdempotencyKey
 from taskyard.lifecycle import NewTask
 from taskyard.submission import prepare, prepare_all
 from taskyard_api.body import batch_of, json_object
 from taskyard_api.conditions import etag
 from taskyard_api.edge import BASE
+from taskyard_api.errors import PayloadTooLarge
 from taskyard_api.fresh import new_task, valid_task
 from taskyard_api.group_commit import Submitted
 from taskyard_api.models import TASK, TASK_BATCH, TaskBatch, TaskOut
 from taskyard_api.prefer import PREFER, applied
-from taskyard_api.routes.answers import BODY, answer, body, problems
+from taskyard_api.routes.answers import BODY, answer, body, headers, problems
 from taskyard_api.service import Service, namespace_of, service_of
 from taskyard_api.submit_options import IDEMPOTENCY_KEY, VALIDATE_ONLY, SubmitOptions, submit_options
 from taskyard_api.watch import TASK_ID
@@ -34,14 +35,27 @@ router = APIRouter(tags=["tasks"])
 BREATH = 100
 _REPLAYED = {"Idempotency-Replayed": "true"}
 _AGAIN = "Submitted before with this Idempotency-Key; or, with validate_only, right as it is, and shown with its type's defaults."
-_ANSWERS = problems(*BODY, 404, 409, 429) | {200: {"description": _AGAIN, "content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+def replayed(*schemas: str, maybe: Iterable[str] = ()) -> dict[str, Any]:
+    """What a submission answers that makes nothing new."""
+    content = {"application/json": {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{schema}"} for schema in schemas]}}}
+    return {"description": _AGAIN, "content": content, "headers": headers(maybe=["Idempotency-Replayed", *maybe])}
+
+
+_PROBLEMS = problems(*BODY, 404, 429, PayloadTooLarge, UniqueConflict, UnknownTaskType, IdempotencyMismatch)
+_ONE = _PROBLEMS | {
+    200: replayed("Task", "TaskPreview", maybe=["ETag", "Location", "Preference-Applied"]),
+    201: {"headers": headers("ETag", "Location", maybe=["Preference-Applied"])},
+}
+_MANY = _PROBLEMS | {200: replayed("TaskBatch", "TaskPreviews")}
 
 
 def _documented(schema: str, *more: dict[str, Any]) -> dict[str, Any]:
     return body(schema) | {"parameters": [IDEMPOTENCY_KEY, VALIDATE_ONLY, *more]}
 
 
-@router.post("/tasks", status_code=201, response_model=TaskOut, responses=_ANSWERS, openapi_extra=_documented("TaskIn", PREFER))
+@router.post("/tasks", status_code=201, response_model=TaskOut, responses=_ONE, openapi_extra=_documented("TaskIn", PREFER))
 async def submit_task(request: Request) -> Response:
     """Submit a task. Once this answers, the task can't be lost."""
     # The hottest call: no dependency is solved, and the body is read by one parser.
@@ -82,7 +96,7 @@ async def _waited(service: Service, namespace: str, task_id: UUID, seconds: int)
         return None
 
 
-@router.post("/tasks/batch", status_code=201, response_model=TaskBatch, responses=_ANSWERS, openapi_extra=_documented("TasksIn"))
+@router.post("/tasks/batch", status_code=201, response_model=TaskBatch, responses=_MANY, openapi_extra=_documented("TasksIn"))
 async def submit_tasks(request: Request) -> Response:
     """Submit up to 1,000 tasks, all or none. They are answered in the order that they were sent in."""
     service, namespace, options = service_of(request), namespace_of(request), submit_options(request)

@@ -6,20 +6,26 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from starlette.convertors import register_url_convertor
 
 from taskyard import lifecycle, queries
+from taskyard.errors import UniqueConflict
 from taskyard.place import COUNT_LIMIT, is_in_line, placed_task
 from taskyard_api import patching
 from taskyard_api.body import json_object
-from taskyard_api.conditions import IfMatch, IfNoneMatch, Verb, etag, is_known, only_if
+from taskyard_api.conditions import IF_MATCH, IF_NONE_MATCH, IfMatch, IfNoneMatch, Verb, etag, is_known, only_if
 from taskyard_api.models import EVENT_PAGE, LOG_PAGE, PLACE, TASK, TASK_PAGE, EventPage, LogPage, PlaceOut, TaskOut, TaskPage
-from taskyard_api.parameters import LogQuery, PageQuery, TaskId, TaskQuery, task_uuid
-from taskyard_api.prefer import Prefer, applied, wait_of
-from taskyard_api.routes.answers import BODY, answer, body, problems
+from taskyard_api.parameters import LogQuery, PageQuery, TaskConvertor, TaskId, TaskQuery, task_uuid
+from taskyard_api.prefer import PREFER, Prefer, applied, wait_of
+from taskyard_api.routes.answers import BODY, answer, body, headers, problems
 from taskyard_api.service import Namespace, Service, Serving
 
+register_url_convertor("task", TaskConvertor())
 router = APIRouter(tags=["tasks"])
-UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has this version already: If-None-Match."}}
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has this version already: If-None-Match.", "headers": headers("ETag")}}
+TAGGED: dict[int | str, dict[str, Any]] = {200: {"headers": headers("ETag")}}
+WAITED: dict[int | str, dict[str, Any]] = {200: {"headers": headers("ETag", maybe=["Preference-Applied"])}}
+ON_CONDITION: dict[str, Any] = {"parameters": [IF_MATCH]}
 
 
 @router.get("/tasks", response_model=TaskPage, responses=problems())
@@ -28,7 +34,9 @@ async def list_tasks(service: Serving, namespace: Namespace, query: Annotated[Ta
     return answer(TASK_PAGE, await service.read(queries.list_tasks, namespace, service.widened(query.filters()), query.limit, query.cursor))
 
 
-@router.get("/tasks/{task_id}", response_model=TaskOut, responses=problems(404) | UNCHANGED)
+@router.get(
+    "/tasks/{task_id:task}", response_model=TaskOut, responses=problems(404) | UNCHANGED | WAITED, openapi_extra={"parameters": [IF_NONE_MATCH, PREFER]}
+)
 async def get_task(service: Serving, namespace: Namespace, task_id: TaskId, if_none_match: IfNoneMatch = None, prefer: Prefer = None) -> Response:
     """Look at one task, at once or, with `Prefer: wait=N`, when it has ended or N seconds have passed. One that waits shows its place in line."""
     id_, wait = task_uuid(task_id), wait_of(prefer)
@@ -42,7 +50,12 @@ async def get_task(service: Serving, namespace: Namespace, task_id: TaskId, if_n
     return Response(None, 304, headers) if known else answer(TASK, row, 200, headers)
 
 
-@router.patch("/tasks/{task_id}", response_model=TaskOut, responses=problems(*BODY, 404, 409, 412), openapi_extra=body("TaskPatch"))
+@router.patch(
+    "/tasks/{task_id:task}",
+    response_model=TaskOut,
+    responses=problems(*BODY, 404, 409, 412, UniqueConflict) | TAGGED,
+    openapi_extra=body("TaskPatch") | ON_CONDITION,
+)
 async def change_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Change a task. A `status` stands for a verb: `cancelled` (cancel), `held` (hold), `pending` (release, or retry of an ended task)."""
     task_uuid(task_id)
@@ -75,25 +88,25 @@ async def _move(service: Service, namespace: str, verb: Verb, task_id: str, if_m
     return answer(TASK, row, 200, etag(row["version"]))
 
 
-@router.post("/tasks/{task_id}/cancel", response_model=TaskOut, responses=problems(404, 409, 412))
+@router.post("/tasks/{task_id}/cancel", response_model=TaskOut, responses=problems(404, 409, 412) | TAGGED, openapi_extra=ON_CONDITION)
 async def cancel_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Cancel a task. One that runs is asked to stop first: it has `cancel_requested` until it has ended."""
     return await _move(service, namespace, lifecycle.cancel, task_id, if_match)
 
 
-@router.post("/tasks/{task_id}/retry", response_model=TaskOut, responses=problems(404, 409, 412))
+@router.post("/tasks/{task_id}/retry", response_model=TaskOut, responses=problems(404, 409, 412, UniqueConflict) | TAGGED, openapi_extra=ON_CONDITION)
 async def retry_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Run a task again that failed, expired or was cancelled."""
     return await _move(service, namespace, lifecycle.retry, task_id, if_match)
 
 
-@router.post("/tasks/{task_id}/hold", response_model=TaskOut, responses=problems(404, 409, 412))
+@router.post("/tasks/{task_id}/hold", response_model=TaskOut, responses=problems(404, 409, 412) | TAGGED, openapi_extra=ON_CONDITION)
 async def hold_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Take a waiting task out of line."""
     return await _move(service, namespace, lifecycle.hold, task_id, if_match)
 
 
-@router.post("/tasks/{task_id}/release", response_model=TaskOut, responses=problems(404, 409, 412))
+@router.post("/tasks/{task_id}/release", response_model=TaskOut, responses=problems(404, 409, 412) | TAGGED, openapi_extra=ON_CONDITION)
 async def release_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Put a held task back in line, or back on its schedule."""
     return await _move(service, namespace, lifecycle.release, task_id, if_match)

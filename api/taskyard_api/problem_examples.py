@@ -1,0 +1,121 @@
+"""Problems as the OpenAPI document shows them: a schema for each slug, and an example of each kind, made as the service makes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from taskyard.errors import (
+    IdempotencyMismatch,
+    IllegalTransition,
+    InvalidInput,
+    NotFound,
+    TaskyardError,
+    Unavailable,
+    UniqueConflict,
+    UnknownTaskType,
+    VersionConflict,
+)
+from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, PayloadTooLarge, RateLimited, TooLarge, Unauthorized, UnsupportedMedia
+from taskyard_api.problems import INTERNAL, KINDS, TYPE_PREFIX, Kind, Problem, internal, told
+
+Schema = dict[str, Any]
+#: Stands for the fault that no error of ours names.
+INTERNAL_ERROR = "internal"
+Asked = type[TaskyardError] | str
+_TASK = "01890a5d-ac96-774b-bcce-b302099a8057"
+_AT = f"/api/v1/tasks/{_TASK}"
+_SUBMIT = "/api/v1/tasks"
+#: One of each kind, and where it was asked for.
+SAMPLES: Mapping[type[TaskyardError], tuple[TaskyardError, str]] = {
+    MalformedBody: (
+        MalformedBody(
+            "The request's body is not JSON that can be read: EOF while parsing an object at line 1 column 1.", [("", "EOF while parsing an object")]
+        ),
+        _SUBMIT,
+    ),
+    UnsupportedMedia: (UnsupportedMedia("Expected Content-Type: application/json, not text/plain."), _SUBMIT),
+    UnknownTaskType: (UnknownTaskType("pages.fetsh", ["pages.fetch"]), _SUBMIT),
+    InvalidInput: (InvalidInput("The task is not as expected.", [("/priority", "Input should be less than or equal to 9")]), _SUBMIT),
+    NotFound: (NotFound(f"There is no task {_TASK} here."), _AT),
+    IllegalTransition: (IllegalTransition("hold", "failed", ["retry"]), f"{_AT}/hold"),
+    VersionConflict: (VersionConflict(4), _AT),
+    UniqueConflict: (UniqueConflict("report-2030-01", _TASK), _SUBMIT),
+    IdempotencyMismatch: (IdempotencyMismatch(), _SUBMIT),
+    BodyTooSlow: (BodyTooSlow(60), _SUBMIT),
+    TooLarge: (TooLarge(1_048_576), _SUBMIT),
+    PayloadTooLarge: (PayloadTooLarge(10_000, [("/payload", "larger than 10000 bytes of JSON")]), _SUBMIT),
+    Unauthorized: (Unauthorized(), _SUBMIT),
+    Forbidden: (Forbidden("reader", "tasks:write"), _SUBMIT),
+    ForeignPage: (ForeignPage(), _SUBMIT),
+    RateLimited: (RateLimited("Too many wrong access keys came from this address.", 2), _SUBMIT),
+    Unavailable: (Unavailable(), _SUBMIT),
+}
+#: What each slug has beside what all have: the members that are always there, and those that may be.
+_MEMBERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "invalid-request": ((), ("errors",)),
+    "unknown-task-type": (("near", "errors"), ()),
+    "illegal-transition": (("allowed",), ("task_status", "delivery_status")),
+    "version-conflict": (("version",), ()),
+    "unique-conflict": (("task_id",), ("errors",)),
+    "idempotency-mismatch": ((), ("errors",)),
+    "too-large": ((), ("errors",)),
+    "internal": (("id",), ()),
+}
+_ALWAYS = ("type", "title", "status", "detail", "instance")
+
+
+def _kind(error: Asked) -> Kind:
+    return INTERNAL if isinstance(error, str) else KINDS[error]
+
+
+def status_of(error: Asked) -> int:
+    """Its HTTP status."""
+    return _kind(error).status
+
+
+def name_of(error: Asked) -> str:
+    """What its example is called: the error's name, in the slugs' spelling."""
+    name = error if isinstance(error, str) else error.__name__
+    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name).strip("-")
+
+
+def reference(error: Asked) -> str:
+    """Where its schema is in the document."""
+    return f"#/components/schemas/Problem.{_kind(error).slug}"
+
+
+def examples() -> dict[str, Schema]:
+    """``components.examples``: a problem of each kind."""
+    made = {name_of(error): told(sample, at) for error, (sample, at) in SAMPLES.items()}
+    made[INTERNAL_ERROR] = internal("9f1c2d3e4b5a69788796a5b4c3d2e1f0", _SUBMIT)
+    return {name: {"summary": example["title"], "value": example} for name, example in made.items()}
+
+
+def schemas() -> dict[str, Schema]:
+    """``components.schemas``: one for each slug, and ``Problem`` for any."""
+    whole = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    shared: dict[str, Schema] = whole.pop("$defs")
+    statuses: dict[str, set[int]] = {}
+    for kind in (*KINDS.values(), INTERNAL):
+        statuses.setdefault(kind.slug, set()).add(kind.status)
+    # A wrong method, which no call documents.
+    statuses["invalid-request"].add(405)
+    return shared | {"Problem": whole} | {f"Problem.{slug}": _of_slug(whole, slug, found) for slug, found in sorted(statuses.items())}
+
+
+def _of_slug(whole: Schema, slug: str, statuses: Iterable[int]) -> Schema:
+    needed, possible = _MEMBERS.get(slug, ((), ()))
+    members = {name: _present(whole["properties"][name]) for name in (*_ALWAYS, *needed, *possible)}
+    members["type"] = {"type": "string", "const": TYPE_PREFIX + slug}
+    members["status"] = {"type": "integer", "enum": sorted(statuses)}
+    return {"title": f"Problem.{slug}", "type": "object", "properties": members, "required": [*_ALWAYS, *needed]}
+
+
+def _present(schema: Schema) -> Schema:
+    """A member's schema where it is there: it is left out then, and never null."""
+    found: Schema = json.loads(json.dumps(schema))
+    options = [option for option in found.pop("anyOf", ()) if option != {"type": "null"}]
+    found.pop("default", None)
+    return found | (options[0] if options else {})
