@@ -6,4 +6,4 @@ from typing import Final, Literal, get_args
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
 #: The least severe first.
-LEVELS: Final[tuple[str, ...]] = get_args(Level)
+LEVELS: Final[tuple[Level, ...]] = get_args(Level)

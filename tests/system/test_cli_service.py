@@ -21,7 +21,7 @@ import uvicorn
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
-from taskyard import lifecycle
+from taskyard import lifecycle, tasklogs
 from taskyard.plugins import load_plugins
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_api.app import create_app
@@ -349,3 +349,29 @@ def _read_terminal(ours: int, seen: bytearray) -> None:
     with suppress(OSError):  # how a terminal on Linux says that its last writer has gone
         while data := os.read(ours, 4096):
             seen.extend(data)
+
+
+def test_a_tasks_log_is_shown_from_a_level_on_and_followed_to_its_end(client: Client, engine: Engine) -> None:
+    id_ = client.submit()["id"]
+    with engine.begin() as connection:
+        worker = uuid4()
+        lifecycle.register_worker(connection, worker, "w", [QUEUE], {})
+        lifecycle.dispatch(connection, QUEUE, "async", 10, 60)
+        lifecycle.claim(connection, worker, QUEUE, "async", [UUID(id_)], ["http.request"], 1)
+        said = [("info", "fetched\x1b[31m", {"size": 3}), ("error", "broke", {"exception": "Traceback: no"})]
+        lines = [{"time": "2026-01-01T00:00:00Z", "level": level, "message": message, "fields": fields} for level, message, fields in said]
+        tasklogs.write(connection, json.dumps([{"id": id_, "fence": 1, "dropped": 2, "lines": lines}]))
+    out, err = client("tasks", "logs", id_)
+    first, last = out.splitlines()
+    assert first.endswith("info     fetched\\x1b[31m size=3")
+    assert last.endswith("error    broke Traceback: no")
+    assert "2 lines are not kept" in err
+    assert [json.loads(line)["message"] for line in client("tasks", "logs", id_, "--level", "warning", "--json")[0].splitlines()] == ["broke"]
+    following = client.start("tasks", "logs", id_, "--follow", "--json")
+    assert following.stdout is not None
+    assert json.loads(following.stdout.readline())["fields"] == {"size": 3}
+    with engine.begin() as connection:
+        lifecycle.finish(connection, [lifecycle.Finished(UUID(id_), 1, "succeeded", result="{}")], 3)
+    rest, _ = following.communicate(timeout=60)
+    assert (following.returncode, [json.loads(line)["level"] for line in rest.splitlines()]) == (0, ["error"])
+    assert "There is no task" in client("tasks", "logs", "not-an-id", code=1)[1]

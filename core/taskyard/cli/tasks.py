@@ -9,10 +9,12 @@ import typer
 from taskyard.cli.output import AsJson, console, local_time, say, text, write_json, write_table
 from taskyard.cli.rest import Key, ProfileName, Url, complete_id, complete_queue, complete_status, complete_type, connect
 from taskyard.cli.submit import write_answer
+from taskyard.cli.tasklog import logs
 from taskyard.client import Event, Filters, Task
 from taskyard.client.core import Action
 
 app = typer.Typer(help="Look at tasks, and move them.", no_args_is_help=True)
+app.command()(logs)
 
 Ids = Annotated[list[str] | None, typer.Argument(help="Task ids; or none, and a filter.", metavar="[ID]...", autocompletion=complete_id)]
 Filter = Annotated[
