@@ -199,7 +199,8 @@ async def two(app: FastAPI, engine: Engine, api_settings: Settings) -> AsyncIter
         with_key(app, new_key(engine, "a", namespace="ours", scopes=EVERYTHING)) as ours,
         with_key(app, new_key(engine, "b", namespace="theirs", scopes=EVERYTHING)) as theirs,
     ):
-        task = await submit(ours, tags=["secret"], unique_key="one")
+        made = await submit(ours, tags=["secret"], unique_key="one")
+        task = (await ours.get(f"/tasks/{made['id']}")).json()
         yield Two(ours, theirs, task, (await ours.get("/deliveries")).json()["items"][0])
 
 
