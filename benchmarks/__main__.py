@@ -32,14 +32,21 @@ def main(
     rabbitmq: Annotated[str, typer.Option(help="RabbitMQ.")] = "amqp://guest:guest@127.0.0.1:5672//",
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each measure.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.05, help="Seconds of one load or backlog.")] = None,
+    tasks: Annotated[int | None, typer.Option(min=20, help="Tasks in a backlog.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Single tasks in one round of latency.")] = None,
     sleepers: Annotated[int | None, typer.Option(min=1, help="Tasks that sleep at once.")] = None,
+    mixed: Annotated[int | None, typer.Option(min=100, help="Tasks of the mixed queue.")] = None,
+    slow: Annotated[float | None, typer.Option(min=0.01, help="Seconds of its slow ones.")] = None,
+    rows: Annotated[int | None, typer.Option(min=2, max=8, help="The longest history is 10 to the power of this; 7 takes about 15 GB of disk.")] = None,
+    waiting: Annotated[int | None, typer.Option(min=100, help="Tasks that wait while growth is measured.")] = None,
+    tries: Annotated[int | None, typer.Option(min=1, help="Tries of each statement in a round of growth.")] = None,
     idle: Annotated[float | None, typer.Option(min=0.1, help="Seconds to watch idle processes.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = ROOT / "benchmarks" / "results",
 ) -> None:
     """Measure the speed of the whole, beside peers, in one run."""
     wanted, chosen = _words(only, tuple(MEASURES), "--only"), _words(pairs, PAIRS, "--pairs")
-    given: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "samples": samples, "sleepers": sleepers, "idle": idle}
+    given: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "tasks": tasks, "samples": samples, "sleepers": sleepers, "mixed": mixed, "slow": slow}
+    given |= {"rows": rows, "waiting": waiting, "tries": tries, "idle": idle}
     size = dataclasses.replace(QUICK if quick else Size(), **{name: value for name, value in given.items() if value is not None})
     console = Console(stderr=True)
     about, began = report.machine(), time.monotonic()

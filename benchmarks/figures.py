@@ -70,10 +70,15 @@ class Figures:
         figure.samples.extend(samples)
 
     def ratio(self, figure: Figure) -> float | None:
-        """Taskyard's median over this figure's: against the first Taskyard side that has the same figure in the same case."""
+        """Taskyard's median over this figure's: against the first Taskyard side that has the same figure in the same case.
+
+        Growth compares Taskyard with itself: this figure's median over that of the first size.
+        """
         same = (f for f in self._figures.values() if (f.measure, f.case, f.name) == (figure.measure, figure.case, figure.name))
         ours = next((f for f in same if f.side.startswith("Taskyard")), None)
-        return None if ours is None or ours is figure or not figure.median else ours.median / figure.median
+        if ours is None or ours is figure or not figure.median or not ours.median:
+            return None
+        return figure.median / ours.median if figure.measure == "growth" else ours.median / figure.median
 
     def _figure(self, measure: str, case: str, side: str, name: str, unit: str) -> Figure:
         return self._figures.setdefault((measure, case, side, name), Figure(measure, case, side, name, unit))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import socket
+import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from kombu import Connection
 from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
+from benchmarks.processes import until
+from taskyard.children import NOBODY, as_nobody, dying_with_us, is_root
 from taskyard.embedded import start_broker, start_postgres
 
 
@@ -45,6 +52,50 @@ def embedded(folder: Path) -> Iterator[Parts]:
             broker.stop()
     finally:
         postgres.stop()
+
+
+@contextmanager
+def counting(parts: Parts, folder: Path) -> Iterator[Parts]:
+    """The same broker, and a PostgreSQL of the run's own that counts statements; the same parts where none is installed.
+
+    pg_stat_statements has to be there when the server starts, and the server that is measured otherwise may be others' too.
+    """
+    programs = next((path.parent for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True)), None)
+    if programs is None:
+        yield parts
+        return
+    data, sockets = folder / "counting", Path(tempfile.mkdtemp(prefix="ty-pg-"))
+    data.mkdir(parents=True)
+    if is_root():
+        for path in (data, sockets):
+            shutil.chown(path, NOBODY, NOBODY)
+    settings = {"listen_addresses": "", "unix_socket_directories": str(sockets), "shared_preload_libraries": "pg_stat_statements", "jit": "off"}
+    _programmed([str(programs / "initdb"), "-D", str(data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]).wait()
+    server = _programmed([str(programs / "postgres"), "-D", str(data), *(part for name, value in settings.items() for part in ("-c", f"{name}={value}"))])
+    try:
+        url = f"postgresql://postgres@/postgres?host={sockets}"
+        until(lambda: _connects(url), "a PostgreSQL that counts statements")
+        yield replace(parts, postgres=url)
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _programmed(command: list[str]) -> subprocess.Popen[bytes]:
+    wrapped = as_nobody(command, signal.SIGINT) if is_root() else dying_with_us(command, signal.SIGINT)
+    return subprocess.Popen(wrapped, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+
+
+def _connects(url: str) -> bool:
+    engine = engine_of(url)
+    try:
+        engine.connect().close()
+    except OperationalError:
+        return False
+    finally:
+        engine.dispose()
+    return True
 
 
 def engine_of(url: str, *, autocommit: bool = False) -> Engine:

@@ -20,7 +20,7 @@ MODULE = "benchmarks.peers"
 
 @dataclass(frozen=True)
 class Peer:
-    """What a peer is: its worker's command, what it can run, whether it keeps state in PostgreSQL, and the queues it declares."""
+    """What a peer is: its worker's command, what it can run, whether it keeps state in PostgreSQL, the queues it declares, whether it speaks to Redis."""
 
     name: str
     module: str
@@ -29,18 +29,28 @@ class Peer:
     results: bool = False
     database: bool = False
     queues: tuple[str, ...] = ("{prefix}",)
+    redis: bool = True
 
 
 def _python(*arguments: str) -> list[str]:
     return [str(ENVIRONMENT / "python"), "-m", *arguments]
 
 
+def celery_worker(app: str, prefix: str) -> list[str]:
+    """The command of a Celery worker with a process for each core."""
+    return _python("celery", "-A", app, "worker", "-c", str(os.cpu_count()), "-Q", prefix, "-n", f"{prefix}@%h", "-l", "WARNING")
+
+
 def _celery(prefix: str) -> list[str]:
-    return _python("celery", "-A", f"{MODULE}.celery_side", "worker", "-c", str(os.cpu_count()), "-Q", prefix, "-n", f"{prefix}@%h", "-l", "WARNING")
+    return celery_worker(f"{MODULE}.celery_side", prefix)
 
 
 def _dramatiq(prefix: str) -> list[str]:
     return _python("dramatiq", f"{MODULE}.dramatiq_side", "-p", str(os.cpu_count()), "-t", "8", "-Q", prefix)
+
+
+def _taskiq(_: str) -> list[str]:
+    return _python("taskiq", "worker", f"{MODULE}.taskiq_side:broker", "--workers", str(os.cpu_count()), "--no-configure-logging")
 
 
 PEERS = (
@@ -48,7 +58,15 @@ PEERS = (
     Peer("Celery, results in PostgreSQL", "celery_side", _celery, results=True, database=True),
     Peer("Dramatiq, no state", "dramatiq_side", _dramatiq, queues=("{prefix}", "{prefix}.DQ", "{prefix}.XQ")),
     Peer("Procrastinate", "procrastinate_side", lambda _: _python(f"{MODULE}.procrastinate_side", "work"), ("sync", "async"), database=True, queues=()),
+    Peer("Taskiq, no state", "taskiq_side", _taskiq, ("sync", "async"), queues=("{prefix}", "{prefix}.dead", "{prefix}.delay"), redis=False),
 )
+
+
+def peer_environment(parts: Parts, witness: Path, database: str | None) -> tuple[dict[str, str], str]:
+    """The environment of a peer's processes, and the prefix of what it declares on the broker."""
+    prefix = f"bench-{uuid.uuid4().hex[:8]}"
+    added = {"BENCH_BROKER": parts.broker, "BENCH_PREFIX": prefix, "BENCH_WITNESS": str(Witness(witness).path), "PYTHONPATH": str(ROOT)}
+    return os.environ | added | ({"BENCH_DATABASE": database} if database else {}), prefix
 
 
 class PeerSide:
@@ -59,17 +77,16 @@ class PeerSide:
         self.kinds = peer.kinds
         self._peer = peer
         self._parts = parts
-        self._prefix = f"bench-{uuid.uuid4().hex[:8]}"
         self.witness = Witness(folder / "witness")
-        added = {"BENCH_BROKER": parts.broker, "BENCH_PREFIX": self._prefix, "BENCH_WITNESS": str(self.witness.path), "PYTHONPATH": str(ROOT)}
-        if database:
-            added["BENCH_DATABASE"] = database
-            if peer.results:
-                added["BENCH_RESULTS"] = f"db+{database.replace('postgresql://', 'postgresql+psycopg2://', 1)}"
-        self.group = Group(folder, os.environ | added)
+        environment, self._prefix = peer_environment(parts, self.witness.path, database)
+        if database and peer.results:
+            environment["BENCH_RESULTS"] = f"db+{database.replace('postgresql://', 'postgresql+psycopg2://', 1)}"
+        self.group = Group(folder, environment)
 
     def start(self) -> None:
         """Start driver and worker, and let one task through. Raises NotInTime with the worker's last words."""
+        if not (self._peer.redis or self._parts.broker.startswith("amqp")):
+            raise NotInTime(f"{self._peer.name} is measured on RabbitMQ only")
         driver = self.group.start("driver", *_python(f"{MODULE}.{self._peer.module}"))
         assert driver.stdout is not None
         if driver.stdout.readline().strip() != b"ready":
@@ -102,7 +119,7 @@ class PeerSide:
         finally:
             for process in family:
                 process.send_signal(signal.SIGCONT)
-        starts = self.witness.wait(count, 120)
+        starts = self.witness.wait(count, 300)
         return (max(starts) - min(starts)) / 1e9
 
     def _enqueue(self, kind: str, count: int) -> int:

@@ -8,9 +8,12 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy import text
 
@@ -23,7 +26,8 @@ from taskyard.submission import prepare
 from taskyard.up.plan import free_port
 
 PLUGIN = Path(__file__).parent / "plugin"
-TYPES = {"sync": "bench.sync", "async": "bench.async", "sleep": "bench.sleep"}
+TYPES = {"sync": "bench.sync", "async": "bench.async", "sleep": "bench.sleep", "mixed": "bench.mixed", "alone": "bench.alone"}
+ASYNC = ("async", "sleep")
 #: The benchmark's pause of a queue knows nothing of silent workers.
 SILENCE = 15.0
 
@@ -33,7 +37,7 @@ class TaskyardSide:
 
     kinds: tuple[str, ...] = ("sync", "async")
 
-    def __init__(self, parts: Parts, database: str, folder: Path) -> None:
+    def __init__(self, parts: Parts, database: str, folder: Path, settings: Mapping[str, str]) -> None:
         self.name = f"Taskyard, {parts.name}"
         self.parts = parts
         self.prefix = f"bench-{uuid.uuid4().hex[:8]}"
@@ -41,7 +45,7 @@ class TaskyardSide:
         self.url = f"http://127.0.0.1:{self.port}"
         self.engine = engine_of(database)
         self.witness = Witness(folder / "witness")
-        self.group = Group(folder, environment(parts.broker, database, self.prefix, self.witness))
+        self.group = Group(folder, environment(parts.broker, database, self.prefix, self.witness) | dict(settings))
         if str(PLUGIN) not in sys.path:
             sys.path.append(str(PLUGIN))
         self._registry = load_plugins(only=["bench"])
@@ -95,29 +99,46 @@ class TaskyardSide:
 
     def work(self, kind: str, count: int) -> float:
         """Seconds from the first claim to the last finish of a backlog, by the database's clock."""
-        self.witness.clear()
-        with self.engine.begin() as connection:
-            backlog.pause(connection, "default", ["default"], SILENCE)
-        self._fill(kind, count)
-        with self.engine.begin() as connection:
-            since = connection.execute(text("SELECT clock_timestamp()")).scalar()
-            backlog.resume(connection, "default", ["default"], SILENCE)
-            announce(connection, [("default", "sync" if kind == "sync" else "async")])
-        self.witness.wait(count, 120)
+        since = self._release(kind, [{"number": number} for number in range(count)])
+        self.witness.wait(count, 300)
         done = text("SELECT extract(epoch FROM max(finished_at) - min(started_at)), count(*) FROM tasks WHERE started_at >= :since AND ended = 'succeeded'")
         until(lambda: self._ended(done, since)[1] >= count, "the end of all tasks", 60, 0.05)
         return self._ended(done, since)[0]
+
+    def waits(self, kind: str, seconds: Sequence[float]) -> list[float]:
+        """Seconds from the line's start to each task's own, for tasks that take so many seconds."""
+        self._release(kind, [{"number": number, "seconds": taken} for number, taken in enumerate(seconds)])
+        began = time.time_ns()
+        self.witness.wait(len(seconds), 300)
+        starts = self.witness.by_number()
+        until(lambda: not self._lives(), "the end of all tasks", max(seconds) + 60, 0.05)
+        return [(starts[number] - began) / 1e9 for number in range(len(seconds))]
+
+    def _release(self, kind: str, payloads: Sequence[dict[str, Any]]) -> datetime:
+        """Fill the line while its queue is paused, and let it go; the moment of that, by the database's clock."""
+        self.witness.clear()
+        with self.engine.begin() as connection:
+            backlog.pause(connection, "default", ["default"], SILENCE)
+        self.fill(kind, payloads)
+        with self.engine.begin() as connection:
+            since: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+            backlog.resume(connection, "default", ["default"], SILENCE)
+            announce(connection, [("default", "async" if kind in ASYNC else "sync")])
+        return since
+
+    def _lives(self) -> bool:
+        with self.engine.connect() as connection:
+            return bool(connection.execute(text("SELECT EXISTS (SELECT FROM tasks WHERE ended IS NULL)")).scalar())
 
     def _ended(self, statement: object, since: object) -> tuple[float, int]:
         with self.engine.connect() as connection:
             seconds, count = connection.execute(statement, {"since": since}).one()  # type: ignore[call-overload]  # a text clause
         return float(seconds or 0), int(count)
 
-    def _fill(self, kind: str, count: int) -> None:
+    def fill(self, kind: str, payloads: Sequence[dict[str, Any]]) -> None:
         """Tasks in few commits: what is measured is the way out of the line, not into it."""
-        for first in range(0, count, 500):
-            numbers = range(first, min(first + 500, count))
-            new = [prepare(self._registry, {"type": TYPES[kind], "payload": {"number": number}}) for number in numbers]
+        for first in range(0, len(payloads), 500):
+            new = [prepare(self._registry, {"type": TYPES[kind], "payload": payload}) for payload in payloads[first : first + 500]]
             with self.engine.begin() as connection:
                 lifecycle.submit(connection, new)
 
@@ -143,14 +164,14 @@ def _no_configuration(folder: Path) -> Path:
 
 
 @contextmanager
-def taskyard(parts: Parts, folder: Path, *roles: str) -> Iterator[TaskyardSide]:
-    """An installation with these roles, on a scratch database."""
+def taskyard(parts: Parts, folder: Path, *roles: str, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[TaskyardSide]:
+    """An installation with these roles and settings (as environment variables), on a scratch database."""
     from taskyard_migrations.runner import upgrade
 
     folder.mkdir(parents=True)
     with scratch_database(parts.postgres) as database:
         upgrade(database)
-        side = TaskyardSide(parts, database, folder)
+        side = TaskyardSide(parts, database, folder, settings)
         try:
             side.start(*roles)
             yield side

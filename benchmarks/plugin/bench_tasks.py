@@ -51,7 +51,21 @@ async def sleep(payload: Nap) -> None:
     await asyncio.sleep(payload.seconds)
 
 
+@handler("bench.mixed", timeout=60)
+def mixed(payload: Nap) -> None:
+    """Work for a moment, or for long, in a process."""
+    started(payload.number)
+    time.sleep(payload.seconds)
+
+
+@handler("bench.alone", timeout=60, bundle=1)
+def alone(payload: Nap) -> None:
+    """The same, but that each travels alone."""
+    started(payload.number)
+    time.sleep(payload.seconds)
+
+
 @hookimpl
 def taskyard_handlers() -> list[Any]:
-    """Three."""
-    return [sync, async_, sleep]
+    """All of them."""
+    return [sync, async_, sleep, mixed, alone]
