@@ -46,6 +46,7 @@ class Registry:
 
     def __init__(self, plugins: Iterable[Plugin], manager: pluggy.PluginManager) -> None:
         self.plugins = sorted(plugins, key=lambda p: p.name)
+        self._named = {plugin.name: plugin for plugin in self.plugins}
         self.hook = manager.hook
         self.handlers: dict[str, Handler[Any, Any]] = {}
         #: The handlers by each name that they answer to.
@@ -87,7 +88,8 @@ class Registry:
 
     def config_of(self, handler: Handler[Any, Any]) -> BaseModel | None:
         """The configuration of the plugin that brought a handler."""
-        return next((p.config for p in self.plugins if p.name == handler.plugin), None)
+        owner = self._named.get(handler.plugin)
+        return owner.config if owner else None
 
     def config_of_notifier(self, name: str) -> BaseModel | None:
         """The configuration of the plugin that brought a notifier."""

@@ -253,6 +253,7 @@ class AsyncChild:
         self._threads = ThreadPoolExecutor(settings.deliveries.concurrency, thread_name_prefix="notifier")
         self._observers = Observers(registry)
         self._watching = False
+        self._unsent: list[bytes] = []
         self._origin = Origin()
 
     async def serve(self, channel: socket.socket) -> None:
@@ -277,7 +278,14 @@ class AsyncChild:
         os.killpg(0, signal.SIGKILL)
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._writer.write(wire.pack(message))
+        """Send a message at the end of this turn of the loop: what many runs report at once goes in one write."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(wire.pack(message))
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        self._writer.write(b"".join(unsent))
 
     def _start(self, job: Job) -> None:
         key = job["key"]

@@ -142,7 +142,7 @@ class Child:
             elif "stuck" in message:
                 log.warning("child.stuck", pid=self.pid, what=message["stuck"], consequence="another takes its place")
                 self.retire()
-        if self.kind == "sync" and len(self._works) > 1:
+        if len(self._works) > 1:
             self._look_away()
 
     def _look_away(self) -> None:
