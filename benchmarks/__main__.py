@@ -41,12 +41,13 @@ def main(
     waiting: Annotated[int | None, typer.Option(min=100, help="Tasks that wait while growth is measured.")] = None,
     tries: Annotated[int | None, typer.Option(min=1, help="Tries of each statement in a round of growth.")] = None,
     idle: Annotated[float | None, typer.Option(min=0.1, help="Seconds to watch idle processes.")] = None,
+    settle: Annotated[float | None, typer.Option(min=0.0, help="Seconds until PostgreSQL has told its counts.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = ROOT / "benchmarks" / "results",
 ) -> None:
     """Measure the speed of the whole, beside peers, in one run."""
     wanted, chosen = _words(only, tuple(MEASURES), "--only"), _words(pairs, PAIRS, "--pairs")
     given: dict[str, Any] = {"rounds": rounds, "seconds": seconds, "tasks": tasks, "samples": samples, "sleepers": sleepers, "mixed": mixed, "slow": slow}
-    given |= {"rows": rows, "waiting": waiting, "tries": tries, "idle": idle}
+    given |= {"rows": rows, "waiting": waiting, "tries": tries, "idle": idle, "settle": settle}
     size = dataclasses.replace(QUICK if quick else Size(), **{name: value for name, value in given.items() if value is not None})
     console = Console(stderr=True)
     about, began = report.machine(), time.monotonic()

@@ -35,6 +35,8 @@ class Size:
     tries: int = 30
     #: Seconds that idle processes are watched.
     idle: float = 11.0
+    #: Seconds after which PostgreSQL's idle backends have told their counts (PGSTAT_IDLE_INTERVAL is 10 s).
+    settle: float = 10.5
 
     def backlog(self, rate: float) -> int:
         """Tasks that keep a peer busy about as long as one load, by its rate (a second) in a small first round; no more than of ours."""

@@ -16,9 +16,6 @@ from benchmarks.processes import cpu, pss
 from benchmarks.run import Run
 from benchmarks.taskyard_side import TaskyardSide, taskyard
 
-#: Seconds after which PostgreSQL's idle backends have told their counts (PGSTAT_IDLE_INTERVAL is 10 s).
-SETTLE = 10.5
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -103,7 +100,7 @@ def _window(run: Run, side: TaskyardSide, count: int, case: str) -> dict[tuple[s
     for role, (share, memory) in scales.read.items():
         run.figures.add("roles", case, f"{side.name}, {role}", "of one core", "%", share)
         run.figures.add("roles", case, f"{side.name}, {role}", "most memory (PSS)", "MiB", memory)
-    time.sleep(SETTLE)
+    time.sleep(run.size.settle)
     after = Counts.now(side)
     return {("seconds", ""): after.at - before.at, **after.since(before)}
 

@@ -37,7 +37,7 @@ def _start(group: Group, number: int) -> float:
     name = f"up-{number}"
     began = time.monotonic()
     group.start(name, sys.executable, "-u", "-m", "taskyard", "up", "--port", "0", "--data-dir", str(group.folder / "taskyard"))
-    until(lambda: READY in group.log(name), "`taskyard up`")
+    until(lambda: READY in group.log(name), "`taskyard up`", 90)
     return time.monotonic() - began
 
 

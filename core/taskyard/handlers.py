@@ -202,7 +202,7 @@ class Handler(Generic[P, R_co]):
             ValueError: it is not of that type, or can't be kept.
         """
         try:
-            text = self.result.dump_json(self.result.validate_python(value), by_alias=True, warnings="error").decode()
+            text = self.result.serializer.to_json(self.result.validator.validate_python(value), by_alias=True, warnings="error").decode()
             problem = find_unstorable_json(text)
         except Exception as error:  # Pydantic raises many kinds, and a model's own validators any
             raise ValueError(f"the result is not of the declared type: {storable_text(error, 4000)}") from error

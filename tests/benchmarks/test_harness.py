@@ -14,7 +14,7 @@ from benchmarks.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--rounds", "1", "--samples", "2", "--seconds", "0.2", "--tasks", "20", "--sleepers", "20", "--mixed", "100", "--slow", "0.05"]
-SMALL += ["--rows", "3", "--waiting", "200", "--tries", "1", "--idle", "0.1"]
+SMALL += ["--rows", "3", "--waiting", "200", "--tries", "1", "--idle", "0.1", "--settle", "0.1"]
 #: What a report of each measure must have a figure of: words of a case, a side or a figure's name.
 TELLS = {
     "submit": ("32 connections", "128 connections", "FastAPI that stores nothing", "batches of 1,000"),

@@ -6,6 +6,7 @@ runs at that moment, and SIGKILL is the engine's last word.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the interpreter's own, without a stub
 import asyncio
 import contextvars
 import inspect
@@ -115,11 +116,13 @@ class SyncChild:
     def serve(self) -> None:
         """Run jobs until the engine closes the socket, or one was interrupted: what that was in the middle of is unknown."""
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
-        outcome = ""
+        outcome, term = "", self._on_term
         while outcome != "interrupted":
             job = self._next()
-            # A handler may have changed the signal's disposition.
-            signal.signal(signal.SIGTERM, self._on_term)
+            # A handler may have changed the signal's disposition. (signal.getsignal makes an enumeration's member of what it finds, and
+            # that takes longer than many a task.)
+            if _signal.getsignal(signal.SIGTERM) is not term:
+                signal.signal(signal.SIGTERM, term)
             began = time.perf_counter()
             report = self._run(job)
             self._origin.end_copies()

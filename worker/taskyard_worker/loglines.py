@@ -52,6 +52,24 @@ def logger(name: str, fields: dict[str, Any], keep: Callable[[str], None]) -> An
     return structlog.wrap_logger(None, processors=[*before, kept, render], logger_factory_args=(name,), **fields)
 
 
+class Late:
+    """A logger that is made when it is first used: most handlers of quick tasks say nothing, and making one takes as long as such a task."""
+
+    __slots__ = ("_made", "_make")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self._made: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Late.__slots__:
+            # A copy that has none of its own yet.
+            raise AttributeError(name)
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)
+
+
 def line(event: MutableMapping[str, Any], bound: dict[str, Any]) -> str:
     """A log line as JSON, without what its run has ``bound``: masked as in the worker's log, and as PostgreSQL takes it. Never raises."""
     level = event.get("level")

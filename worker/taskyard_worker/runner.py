@@ -231,11 +231,13 @@ class Runner:
         finally:
             for run, _ in over:
                 self._forget(run)
-        for run, _ in over:
+        for run, report in over:
             if row := rows.get((run.id, run.fence)):
-                # A line for each success is a sixth of the worker's time under load. Postgres has them all.
-                if row["status"] != "succeeded" or self._tells_all:
-                    tell = log.debug if row["status"] == "succeeded" else log.info
+                # A line for each success is a sixth of the worker's time under load, and one for each that goes back in line unbegun a third
+                # of a busy one's. Postgres has them all.
+                quiet = row["status"] == "succeeded" or bool(report and report["outcome"] == "unstarted")
+                if not quiet or self._tells_all:
+                    tell = log.debug if quiet else log.info
                     tell(row["event"], status=row["status"], task_id=str(run.id), type=run.job["type"], attempt=run.attempt, fence=run.fence)
                 if self._observed:
                     await self._tell_observers(run, row)

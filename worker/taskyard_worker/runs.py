@@ -63,11 +63,11 @@ def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], repor
         attempt=job["attempt"],
         fence=job["fence"],
         tags=tuple(job["tags"]),
-        metadata=from_json(job["metadata"]),
+        metadata=from_json(job["metadata"]) if job["metadata"] != "{}" else {},
         deadline=datetime.fromisoformat(job["deadline"]),
         config=registry.config_of(handler),
         # Bound when it is first used: most handlers of quick tasks say nothing.
-        log=loglines.logger(handler.type, log_fields(job), keep),
+        log=loglines.Late(partial(loglines.logger, handler.type, log_fields(job), keep)),
         reporter=reporter,
         _check=partial(_child, registry, job["namespace"], UUID(job["id"])),
     )
