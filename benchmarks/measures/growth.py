@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -52,20 +52,25 @@ def growth(run: Run) -> None:
     """Each statement's time at each size; then while a transaction that is older than all of them is open, with vacuum on."""
     with ExitStack() as stack:
         places = [stack.enter_context(_place(run, f"10^{power} rows", 10**power)) for power in _powers(run)]
-        line = stack.enter_context(_place(run, f"10^4 rows, and {run.size.waiting:,} that wait", 10_000, run.size.waiting))
+        least = min(4, run.size.rows)
+        line = stack.enter_context(_place(run, f"10^{least} rows, and {run.size.waiting:,} that wait", 10**least, run.size.waiting))
+        lives = min(LIVES, run.size.waiting)
         for number in range(run.size.rounds):
-            for place in [*places, line]:
-                run.say(f"growth, round {number + 1}: {place.name}")
-                _time_all(run, place, place.name)
-        for place in (places[0], places[-1], line):
-            run.say(f"growth: {place.name}, an old transaction open")
-            with place.engine.connect().execution_options(isolation_level="REPEATABLE READ") as old:
+            run.say(f"growth, round {number + 1}")
+            _time(run, [*places, line], _moves, lambda place: place.name)
+            _time(run, [*places, line], _reads, lambda place: place.name)
+        few = [places[0], places[-1], line]
+        with ExitStack() as held:
+            run.say("growth: an old transaction open")
+            for place in few:
+                old = held.enter_context(place.engine.connect().execution_options(isolation_level="REPEATABLE READ"))
                 # A snapshot that sees, and keeps, everything that the lives below leave dead.
                 old.execute(text("SELECT count(*) FROM workers"))
-                _live(place)
-                _time_all(run, place, f"{place.name}, old transaction open, {LIVES:,} lives lived", moves_only=True)
-            _live(place)
-            _time_all(run, place, f"{place.name}, after it", moves_only=True)
+                _live(place, lives)
+            _time(run, few, _moves, lambda place: f"{place.name}, old transaction open, {lives:,} lives lived")
+        for place in few:
+            _live(place, lives)
+        _time(run, few, _moves, lambda place: f"{place.name}, after it")
 
 
 def _powers(run: Run) -> list[int]:
@@ -96,25 +101,30 @@ def _place(run: Run, name: str, count: int, waiting: int = 0) -> Iterator[Place]
             engine.dispose()
 
 
-def _time_all(run: Run, place: Place, side: str, *, moves_only: bool = False) -> None:
-    for case, work in _moves(place).items() if moves_only else _all(place).items():
-        with place.engine.connect() as connection:
-            times = [_timed(connection, work) for _ in range(run.size.tries)]
-        run.figures.add_samples("growth", case, side, "one statement", "ms", times)
+Statement = Callable[[Connection], object]
 
 
-def _timed(connection: Connection, work: Callable[[Connection], object]) -> float:
+def _time(run: Run, places: Sequence[Place], what: Callable[[Place], Mapping[str, Statement]], side: Callable[[Place], str]) -> None:
+    """Each statement in turn at each size, again and again: whatever else goes on meanwhile slows all sizes alike."""
+    with ExitStack() as stack:
+        works = [(place, stack.enter_context(place.engine.connect()), what(place)) for place in places]
+        for case in works[0][2]:
+            times: list[list[float]] = [[] for _ in works]
+            for _ in range(run.size.tries):
+                for taken, (_place, connection, statements) in zip(times, works, strict=True):
+                    taken.append(_timed(connection, statements[case]))
+            for (place, _, _), taken in zip(works, times, strict=True):
+                run.figures.add_samples("growth", case, side(place), "one statement", "ms", taken)
+
+
+def _timed(connection: Connection, work: Statement) -> float:
     began = time.perf_counter()
     work(connection)
     connection.commit()
     return (time.perf_counter() - began) * 1000
 
 
-def _all(place: Place) -> dict[str, Callable[[Connection], object]]:
-    return _moves(place) | _reads(place)
-
-
-def _moves(place: Place) -> dict[str, Callable[[Connection], object]]:
+def _moves(place: Place) -> dict[str, Statement]:
     return {"submit": _submit, "dispatch and claim": partial(_claim, place)}
 
 
@@ -132,9 +142,9 @@ def _claim(place: Place, connection: Connection, count: int = 1) -> object:
     return lifecycle.claim(connection, place.worker, "default", "sync", [hint.id for hint in hints], TYPES, 60.0)
 
 
-def _live(place: Place) -> None:
+def _live(place: Place, lives: int) -> None:
     """Tasks live their lives, many in a statement: rows and index entries die."""
-    for _ in range(0, LIVES, AT_ONCE):
+    for _ in range(0, lives, AT_ONCE):
         with place.engine.begin() as connection:
             lifecycle.submit(connection, [_new() for _ in range(AT_ONCE)])
         with place.engine.begin() as connection:
@@ -144,7 +154,7 @@ def _live(place: Place) -> None:
             lifecycle.finish(connection, [Finished(row["id"], row["fence"], "succeeded", result="null") for row in rows], 3)
 
 
-def _reads(place: Place) -> dict[str, Callable[[Connection], object]]:
+def _reads(place: Place) -> dict[str, Statement]:
     assert place.some is not None
     now, some = datetime.now(UTC), place.some
     filters = {
@@ -164,7 +174,7 @@ def _reads(place: Place) -> dict[str, Callable[[Connection], object]]:
         "list: q, a type's start": TaskFilters(q="bench.a"),
         "list: q, an id's start": TaskFilters(q=str(some)[:13]),
     }
-    reads: dict[str, Callable[[Connection], object]] = {name: partial(_list, filters=filter_) for name, filter_ in filters.items()}
+    reads: dict[str, Statement] = {name: partial(_list, filters=filter_) for name, filter_ in filters.items()}
     reads["list: deep cursor"] = partial(_list, filters=TaskFilters(), cursor=place.deep)
     reads["one task"] = lambda connection: queries.task(connection, NAMESPACE, some)
     reads["its events"] = lambda connection: queries.task_events(connection, NAMESPACE, some, LIMIT)
