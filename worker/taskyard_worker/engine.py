@@ -93,20 +93,14 @@ def deal(rows: Sequence[RowMapping], offers: Sequence[Offer]) -> list[tuple[Offe
 
 
 class Engine:
-    """One worker. ``start`` and ``stop`` block; ``offer`` may be called from any thread in between.
+    """One worker. ``start`` and ``stop`` block; ``offer`` may be called from any thread in between."""
 
-    ``on_crowded`` is called in the engine's thread when more async tasks wait here than is good, and when that is over.
-    """
-
-    def __init__(
-        self, settings: Settings, registry: Registry, name: str, queues: list[str], processes: int, on_crowded: Callable[[bool], None] = lambda _: None
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, name: str, queues: list[str], processes: int) -> None:
         self._settings = settings
         self._registry = registry
         self._name = name
         self._queues = queues
         self._processes = processes
-        self._on_crowded = on_crowded
         self._database = sync_engine(settings.database, role="worker", pool_size=2)
         bound_waits(self._database, settings.database)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -161,7 +155,7 @@ class Engine:
         self._deliverer = Deliverer(self._settings, self._ledger, self._nursery, tellers)
         self._lanes = {
             "sync": Lane("sync", self._processes, self._claim, self._withdraw),
-            "async": Lane("async", self._settings.worker.async_slots, self._claim, self._withdraw, self._on_crowded),
+            "async": Lane("async", self._settings.worker.async_slots, self._claim, self._withdraw),
         }
         self._ledger.start()
         await self._runner.start()

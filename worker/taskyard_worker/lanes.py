@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 #: Seconds that an offer waits for a slot before it goes back in line, for a worker that has one.
 PATIENCE = 1.0
-#: A lane is crowded when a quarter as many offers wait as it has slots, and is not any more when half of those are left.
-CROWD = 4
 
 
 @dataclass(eq=False, slots=True)
@@ -27,11 +25,7 @@ class Offer:
 
 
 class Lane:
-    """Hands offers to ``claim`` as slots allow, all that can be at once, and gives back those that wait too long.
-
-    ``on_crowded`` is told when more wait than is good (again with each offer that comes all the same), and when that is over: the broker
-    counts messages, of which one may bring hundreds of tasks.
-    """
+    """Hands offers to ``claim`` as slots allow, all that can be at once, and gives back those that wait too long."""
 
     def __init__(
         self,
@@ -39,15 +33,11 @@ class Lane:
         slots: int,
         claim: Callable[[Lane, str, list[Offer]], Awaitable[None]],
         withdraw: Callable[[list[Offer]], Awaitable[None]],
-        on_crowded: Callable[[bool], None] = lambda _: None,
     ) -> None:
         self.name = name
         self._free = slots
         self._claim = claim
         self._withdraw = withdraw
-        self._on_crowded = on_crowded
-        self._crowd = max(1, slots // CROWD)
-        self._crowded = False
         self._waiting: deque[Offer] = deque()
         self._pumping = False
         self._closed = False
@@ -59,9 +49,6 @@ class Lane:
         self._waiting.extend(offers)
         self._pump_soon()
         if self._free < len(self._waiting):
-            if len(self._waiting) - self._free >= self._crowd:
-                self._crowded = True
-                self._on_crowded(True)
             asyncio.get_running_loop().call_later(PATIENCE, self._give_back, offers)
 
     def free_slots(self, count: int) -> None:
@@ -96,19 +83,12 @@ class Lane:
             self._free -= 1
         for queue, offers in queues.items():
             self._start(self._claim(self, queue, offers))
-        self._thin_out()
-
-    def _thin_out(self) -> None:
-        if self._crowded and len(self._waiting) <= self._crowd // 2:
-            self._crowded = False
-            self._on_crowded(False)
 
     def _give_back(self, offers: list[Offer]) -> None:
         late = set(offers).intersection(self._waiting)
         if late:
             self._waiting = deque(offer for offer in self._waiting if offer not in late)
             self._start(self._withdraw([offer for offer in offers if offer in late]))
-            self._thin_out()
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -23,7 +23,6 @@ from kombu.serialization import loads
 from taskyard import failpoints
 from taskyard.dispatch.app import DELIVER, parse_broker_queue
 from taskyard_worker.engine import Engine, Message
-from taskyard_worker.steps import AsyncLanes
 
 log = structlog.get_logger(__name__)
 
@@ -41,15 +40,13 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
         self._engine: Engine | None = None
-        #: Set by the step itself, at each connection.
-        self.async_lanes: AsyncLanes | None = None
 
     def on_start(self) -> None:
         """Start the engine. Called by Celery before it consumes."""
         app = self.app
         consumed = [parse_broker_queue(app.taskyard_settings.broker, name) for name in app.amqp.queues.consume_from]
         queues = sorted({parsed[0] for parsed in consumed if parsed})
-        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, self._hold_async)
+        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit)
         self._engine.start()
 
     def on_stop(self) -> None:
@@ -100,12 +97,6 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
             on_started=lambda: self._in_celery(lambda: celery_request.on_accepted(os.getpid(), time.monotonic())),
             on_settled=lambda state: self._in_celery(lambda: _settle(celery_request, state, time.monotonic() - began)),
         )
-
-    def _hold_async(self, crowded: bool) -> None:
-        lanes = self.async_lanes
-        # Without Celery's event loop there is no moment at which this thread may speak to the broker.
-        if lanes is not None and self._has_event_loop:
-            self._in_celery(lambda: lanes.hold(crowded))
 
     def _in_celery(self, callback: Callable[[], None]) -> None:
         if not self._has_event_loop:

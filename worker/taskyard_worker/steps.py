@@ -61,29 +61,7 @@ class _Lanes(bootsteps.ConsumerStep):  # type: ignore[misc]  # Celery has no typ
 
 
 class AsyncLanes(_Lanes):
-    """Consumes the async lanes of the queues that this worker serves.
-
-    Its prefetch count is the number of slots, for messages that carry one task each. With many in each it would bring in the whole line,
-    only for most of it to be given back: so it can be held, and takes no further messages then.
-    """
-
-    _held = False
-
-    def start(self, c: Any) -> None:
-        self._held = False
-        c.pool.async_lanes = self
-        super().start(c)
-
-    def hold(self, held: bool) -> None:
-        """Take no further messages, or take them again. Called by the thread that speaks to the broker."""
-        if held == self._held:
-            return
-        self._held = held
-        for consumer in self.consumers or ():
-            if held:
-                consumer.cancel()
-            else:
-                consumer.consume()
+    """Consumes the async lanes of the queues that this worker serves."""
 
     def get_consumers(self, channel: Any) -> list[Consumer]:
         app = self._parent.app
