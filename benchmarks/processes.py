@@ -16,7 +16,7 @@ class NotInTime(Exception):
     """Something that was waited for did not come."""
 
 
-def until(condition: Callable[[], object], what: str, seconds: float = 30.0, every: float = 0.01) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = 120.0, every: float = 0.01) -> None:
     """Wait for a condition. Raises NotInTime."""
     end = time.monotonic() + seconds
     while not condition():
@@ -44,7 +44,7 @@ class Witness:
         """Times of all starts, in ns, by the task's number."""
         return {int(number): int(at) for number, _, at in (line.partition(" ") for line in self.path.read_text().splitlines())}
 
-    def wait(self, count: int, seconds: float = 60.0) -> list[int]:
+    def wait(self, count: int, seconds: float = 120.0) -> list[int]:
         """Wait for so many starts, and give their times. Looks at the file's size first: that costs those who work nothing."""
         least = count * 22
         until(lambda: self.path.stat().st_size >= least and len(self.starts()) >= count, f"the start of {count} tasks", seconds, 0.001 if count == 1 else 0.02)
