@@ -17,7 +17,7 @@ from benchmarks import report
 from benchmarks.measures import MEASURES
 from benchmarks.parts import Parts, answers, embedded
 from benchmarks.peer_side import missing
-from benchmarks.processes import ROOT
+from benchmarks.processes import ROOT, NotInTime
 from benchmarks.run import QUICK, Run, Size
 
 PAIRS = ("servers", "embedded")
@@ -61,7 +61,11 @@ def main(
         if why:
             run.leave_out(why)
         for name in wanted:
-            MEASURES[name](run)
+            try:
+                MEASURES[name](run)
+            except NotInTime as error:
+                # What was measured until then, and what comes after it, is worth its report.
+                run.leave_out(f"{name} ended early: {error}")
     path = report.write(run, output, about, time.monotonic() - began)
     report.show(run, Console())
     console.print(f"The report is in {path} and, for programs, beside it as .json.", soft_wrap=True)

@@ -109,8 +109,10 @@ class Poster(Answers):
         self._send()
 
     def answered(self, status: int, body: bytes) -> None:
-        self.latencies.append(time.perf_counter() - self._sent_at)
-        self.refused += status != 201
+        if status == 201:
+            self.latencies.append(time.perf_counter() - self._sent_at)
+        else:
+            self.refused += 1
         self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -147,7 +149,7 @@ class Line(Answers):
 
 
 async def post(load: Load) -> dict[str, object]:
-    """Requests a second, every latency in seconds, and how many answers were no 201."""
+    """Requests a second that were answered by a 201, the latency of each in seconds, and how many answers were none."""
     parts, loop = urlsplit(load.url), asyncio.get_running_loop()
     sent = request(load, "POST", load.path, load.body)
     began = time.perf_counter()

@@ -23,12 +23,14 @@ def submit(run: Run) -> None:
         services = {side.name: side.url, CEILING: stack.enter_context(ceiling(run)), USUAL: stack.enter_context(usual_service(run, worker=False))}
         known = {name: url for name, url in services.items() if url}
         for url in known.values():
-            send(Load(url, 8, min(1.0, run.size.seconds)))
+            send(Load(url, 8, min(1.0, run.size.seconds)), may_refuse=True)
         for number in range(run.size.rounds):
             for connections in CONNECTIONS:
                 for name, url in known.items():
                     run.say(f"submit, round {number + 1}: {name}, {connections} connections")
-                    sent = send(Load(url, connections, run.size.seconds))
+                    sent = send(Load(url, connections, run.size.seconds), may_refuse=name == USUAL)
+                    if sent.refused:
+                        run.note(f"submit: {name} refused {sent.refused} requests at {connections} connections; the {len(sent.latencies)} others count")
                     _tell(run, f"{connections} connection{'s'[: connections > 1]}", name, "requests a second", sent)
             run.say(f"submit, round {number + 1}: {side.name}, batches")
             body = json.dumps({"tasks": [{"type": "bench.sync", "payload": {"number": number}} for number in range(BATCH)]})
