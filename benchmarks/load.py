@@ -168,34 +168,35 @@ async def end_to_end(load: Load) -> dict[str, object]:
     began = time.perf_counter()
     if load.rate is None:
         rounds = await asyncio.gather(*(_closed(load, line, began + load.seconds) for line in lines))
-        latencies = [latency for latencies in rounds for latency in latencies]
+        lives = [life for lives in rounds for life in lives]
     else:
-        latencies = await _steady(load, lines, began)
+        lives = await _steady(load, lines, began)
     took = time.perf_counter() - began
     for line in lines:
         line.close()
-    return _told(latencies, took, 0)
+    latencies = [life for life in lives if life is not None]
+    return _told(latencies, took, len(lives) - len(latencies))
 
 
-async def _closed(load: Load, line: Line, until: float) -> list[float]:
-    latencies = []
+async def _closed(load: Load, line: Line, until: float) -> list[float | None]:
+    lives = []
     while (began := time.perf_counter()) < until:
-        await _live(load, line)
-        latencies.append(time.perf_counter() - began)
-    return latencies
+        succeeded = await _live(load, line)
+        lives.append(time.perf_counter() - began if succeeded else None)
+    return lives
 
 
-async def _steady(load: Load, lines: list[Line], began: float) -> list[float]:
+async def _steady(load: Load, lines: list[Line], began: float) -> list[float | None]:
     assert load.rate is not None
     free: asyncio.Queue[Line] = asyncio.Queue()
     for line in lines:
         free.put_nowait(line)
 
-    async def one(due: float) -> float:
+    async def one(due: float) -> float | None:
         line = await free.get()
-        await _live(load, line)
+        succeeded = await _live(load, line)
         free.put_nowait(line)
-        return time.perf_counter() - due
+        return time.perf_counter() - due if succeeded else None
 
     started = []
     for number in range(int(load.rate * load.seconds)):
@@ -205,18 +206,17 @@ async def _steady(load: Load, lines: list[Line], began: float) -> list[float]:
     return list(await asyncio.gather(*started))
 
 
-async def _live(load: Load, line: Line) -> None:
-    """Submit a task, and return when it is readable as succeeded."""
+async def _live(load: Load, line: Line) -> bool:
+    """Submit a task, and return when it is readable as succeeded; False if the server refused one of the requests."""
     prefer = "Prefer: wait=30\r\n" if load.waits else ""
     status, body = await line.ask(request(load, "POST", load.path, load.body, prefer))
     pause, longest, growth = LOOKS
-    while (task := json.loads(body))["status"] != "succeeded":
-        if status >= 400:
-            raise RuntimeError(f"the server answered {status}: {body[:200]!r}")
+    while status < 400 and (task := json.loads(body))["status"] != "succeeded":
         if not load.waits:
             await asyncio.sleep(pause)
             pause = min(longest, pause * growth)
         status, body = await line.ask(request(load, "GET", f"{load.path}/{task['id']}", headers=prefer))
+    return status < 400
 
 
 def _told(latencies: list[float], took: float, refused: int) -> dict[str, object]:

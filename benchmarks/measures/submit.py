@@ -22,14 +22,19 @@ def submit(run: Run) -> None:
         side = stack.enter_context(taskyard(run.parts[0], run.fresh("taskyard"), "serve"))
         services = {side.name: side.url, CEILING: stack.enter_context(ceiling(run)), USUAL: stack.enter_context(usual_service(run, worker=False))}
         known = {name: url for name, url in services.items() if url}
+        stuck: set[tuple[str, int]] = set()
         for url in known.values():
             send(Load(url, 8, min(1.0, run.size.seconds)), may_refuse=True)
         for number in range(run.size.rounds):
             for connections in CONNECTIONS:
                 for name, url in known.items():
+                    if (name, connections) in stuck:
+                        continue
                     run.say(f"submit, round {number + 1}: {name}, {connections} connections")
                     sent = send(Load(url, connections, run.size.seconds), may_refuse=name == USUAL)
                     if sent.refused:
+                        # Its threads wait for connections to PostgreSQL that its threads hold: half a minute, each time.
+                        stuck.add((name, connections))
                         run.note(f"submit: {name} refused {sent.refused} requests at {connections} connections; the {len(sent.latencies)} others count")
                     _tell(run, f"{connections} connection{'s'[: connections > 1]}", name, "requests a second", sent)
             run.say(f"submit, round {number + 1}: {side.name}, batches")
