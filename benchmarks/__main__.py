@@ -66,7 +66,9 @@ def main(
             except NotInTime as error:
                 # What was measured until then, and what comes after it, is worth its report.
                 run.leave_out(f"{name} ended early: {error}")
-    path = report.write(run, output, about, time.monotonic() - began)
+            # A long run that is ended from outside leaves what it has measured.
+            path = report.write(run, output, dict(about), time.monotonic() - began)
+        report.draw(run, path, about, time.monotonic() - began)
     report.show(run, Console())
     console.print(f"The report is in {path} and, for programs, beside it as .json.", soft_wrap=True)
 

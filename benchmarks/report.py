@@ -40,17 +40,21 @@ def machine() -> dict[str, Any]:
 
 
 def write(run: Run, folder: Path, about: dict[str, Any], took: float) -> Path:
-    """Write both reports, and the plots where they can be drawn; the Markdown one's path."""
+    """Write both reports as far as they are; the Markdown one's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = about["when"].replace(":", "").replace("+0000", "Z")
+    path = folder / f"{about['when'].replace(':', '').replace('+0000', 'Z')}.md"
     about |= {"load at the end": _load()}
     told = {"machine": about, "took": took, "left_out": run.left_out, "notes": run.notes}
     figures = [figure.told() | {"ratio": run.figures.ratio(figure)} for figure in run.figures]
-    (folder / f"{name}.json").write_text(json.dumps(told | {"figures": figures}, indent=1) + "\n")
-    plots = _plots(run, folder / f"{name}.json")
-    path = folder / f"{name}.md"
-    path.write_text(markdown(run, about, took, plots))
+    path.with_suffix(".json").write_text(json.dumps(told | {"figures": figures}, indent=1) + "\n")
+    path.write_text(markdown(run, about, took))
     return path
+
+
+def draw(run: Run, path: Path, about: dict[str, Any], took: float) -> None:
+    """Draw the plots of a report that is written, and show them in it."""
+    plots = _plots(run, path.with_suffix(".json"))
+    path.write_text(markdown(run, about | {"load at the end": _load()}, took, plots))
 
 
 def _plots(run: Run, report: Path) -> dict[str, str]:

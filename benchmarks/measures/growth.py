@@ -24,6 +24,8 @@ from taskyard.queries import TaskFilters
 NAMESPACE, TYPES, LIMIT = "default", ["bench.sync"], 50
 #: Bytes of disk that a task of the past takes, with its events, indexes and WAL.
 BYTES = 1800
+#: A statement that is slow at some size is tried no more than this often, once the tries of all sizes have taken so many seconds.
+ENOUGH, PATIENCE = 3, 3.0
 #: Lives that are lived while an old transaction is open, at once.
 LIVES, AT_ONCE = 2000, 100
 
@@ -110,7 +112,10 @@ def _time(run: Run, places: Sequence[Place], what: Callable[[Place], Mapping[str
         works = [(place, stack.enter_context(place.engine.connect()), what(place)) for place in places]
         for case in works[0][2]:
             times: list[list[float]] = [[] for _ in works]
-            for _ in range(run.size.tries):
+            began = time.monotonic()
+            for tried in range(run.size.tries):
+                if tried >= ENOUGH and time.monotonic() - began > PATIENCE:
+                    break
                 for taken, (_place, connection, statements) in zip(times, works, strict=True):
                     taken.append(_timed(connection, statements[case]))
             for (place, _, _), taken in zip(works, times, strict=True):
