@@ -11,7 +11,8 @@ TaskyardError
 ├── Unavailable               the database can't be reached now
 ├── AddressRefused            an HTTP address is not one of the public internet's
 ├── ConfigurationError        a setting, a route or a plugin's options are wrong
-│   └── PluginConflict        two plugins claim one name
+│   ├── PluginConflict        two plugins claim one name
+│   └── IncompatiblePlugin    a plugin is for another version of Taskyard
 ├── InvalidHandler            a @handler or notifier is declared wrongly
 └── Outcome                   raised by handlers and notifiers to say how a run ended
     ├── RetryLater            run again after a delay
@@ -107,6 +108,10 @@ class ConfigurationError(TaskyardError):
 
 class PluginConflict(ConfigurationError):
     """Two plugins claim one name."""
+
+
+class IncompatiblePlugin(ConfigurationError):
+    """A plugin is for another version of Taskyard."""
 
 
 class InvalidHandler(TaskyardError):

@@ -12,13 +12,15 @@ import pluggy
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from taskyard import hookspecs, logs, masking
-from taskyard.errors import ConfigurationError, InvalidHandler, PluginConflict, UnknownTaskType
+from taskyard import __version__, hookspecs, logs, masking
+from taskyard.compatibility import misfit
+from taskyard.errors import ConfigurationError, IncompatiblePlugin, InvalidHandler, PluginConflict, UnknownTaskType
 from taskyard.handlers import Handler
 from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier
 from taskyard.settings import Route, Settings
 from taskyard.storable import storable_text
+from taskyard.timelimit import TimeIsUp, limited
 
 GROUP = "taskyard.plugins"
 log = structlog.get_logger(__name__)
@@ -102,12 +104,13 @@ def load_plugins(
     only: Iterable[str] | None = None,
     disabled: Iterable[str] = (),
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    import_timeout: float = 60.0,
     entry_points: Iterable[importlib_metadata.EntryPoint] | None = None,
 ) -> Registry:
     """Find, load and configure every installed plugin.
 
-    A plugin that fails to import, validate or register is marked as failed, with the reason, and the rest goes on.
-    ``entry_points`` stands in for what is installed, in tests.
+    A plugin that fails to import, validate or register is marked as failed, with the reason, and the rest goes on; one that is
+    not done after ``import_timeout`` seconds too. ``entry_points`` stands in for what is installed, in tests.
 
     Raises:
         PluginConflict: two plugins share a name, or claim one task type or notifier.
@@ -125,7 +128,7 @@ def load_plugins(
         if name in set(disabled) or (only is not None and name not in set(only)):
             plugin.state = "disabled"
         else:
-            _load(plugin, entry, manager, dict(options.get(name, {})))
+            _load_within(import_timeout, plugin, entry, manager, dict(options.get(name, {})))
         plugins.append(plugin)
     return Registry(plugins, manager)
 
@@ -155,28 +158,42 @@ def _check_names(by_name: Mapping[str, Any], only: Iterable[str] | None, disable
                 raise ConfigurationError(f"{where}: no plugin {name!r} is installed.{hint}")
 
 
-def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.PluginManager, options: dict[str, Any]) -> None:
-    """Load one plugin; whatever it raises becomes its reason. SystemExit too: a plugin must not end the host."""
+def _load_within(seconds: float, plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.PluginManager, options: dict[str, Any]) -> None:
+    """Load one plugin; whatever it raises becomes its reason. SystemExit and its like too: a plugin must not end the host."""
     try:
-        module = entry.load()
-        manager.register(module, name=plugin.name)
-        manager.check_pending()
-        hooks = manager.subset_hook_caller
-        others = [p for _, p in manager.list_name_plugin() if p is not module]
-        models = [m for m in hooks("taskyard_config", others)() if m is not None]
-        plugin.config = _configure(plugin.name, models, options)
-        for group in hooks("taskyard_handlers", others)(config=plugin.config):
-            plugin.handlers += [_check_handler(h, plugin.name) for h in group]
-        for group in hooks("taskyard_notifiers", others)(config=plugin.config):
-            plugin.notifiers += [_check_options(check_notifier(n)) for n in group]
-        _refuse_twins("task type", [name for h in plugin.handlers for name in h.names])
-        _refuse_twins("notifier", [n.name for n in plugin.notifiers])
-    except (Exception, SystemExit) as error:
-        plugin.state, plugin.reason = "failed", f"{type(error).__name__}: {storable_text(error)}"
-        plugin.handlers, plugin.notifiers = [], []
-        if manager.has_plugin(plugin.name):
-            manager.unregister(name=plugin.name)
-        log.error("plugin.failed", plugin=plugin.name, distribution=plugin.distribution, reason=plugin.reason)
+        with limited(seconds):
+            _load(plugin, entry, manager, options)
+        return
+    except KeyboardInterrupt:
+        raise
+    except TimeIsUp as error:
+        reason = f"It was not loaded within {seconds:g} s (plugins.import_timeout); it stood at {error.place}"
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {storable_text(error)}"
+    plugin.state, plugin.reason, plugin.config = "failed", reason, None
+    plugin.handlers, plugin.notifiers = [], []
+    if manager.has_plugin(plugin.name):
+        manager.unregister(name=plugin.name)
+    log.error("plugin.failed", plugin=plugin.name, distribution=plugin.distribution, reason=plugin.reason)
+
+
+def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.PluginManager, options: dict[str, Any]) -> None:
+    # Before its import: what it needs of a newer Taskyard would be told as a name that can't be imported.
+    if entry.dist and (problem := misfit(plugin.distribution, entry.dist.requires or (), __version__)):
+        raise IncompatiblePlugin(problem)
+    module = entry.load()
+    manager.register(module, name=plugin.name)
+    manager.check_pending()
+    hooks = manager.subset_hook_caller
+    others = [p for _, p in manager.list_name_plugin() if p is not module]
+    models = [m for m in hooks("taskyard_config", others)() if m is not None]
+    plugin.config = _configure(plugin.name, models, options)
+    for group in hooks("taskyard_handlers", others)(config=plugin.config):
+        plugin.handlers += [_check_handler(h, plugin.name) for h in group]
+    for group in hooks("taskyard_notifiers", others)(config=plugin.config):
+        plugin.notifiers += [_check_options(check_notifier(n)) for n in group]
+    _refuse_twins("task type", [name for h in plugin.handlers for name in h.names])
+    _refuse_twins("notifier", [n.name for n in plugin.notifiers])
 
 
 def _configure(name: str, models: list[type[BaseModel]], options: dict[str, Any]) -> BaseModel | None:
@@ -231,7 +248,7 @@ def load_plugins_for(settings: Settings) -> Registry:
         PluginConflict, ConfigurationError: see :func:`load_plugins`; a route is wrong.
     """
     chosen = settings.plugins
-    registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+    registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)
     check_routes(registry, settings.routes, settings.place)
     logs.hide(masking.secrets_in([plugin.config for plugin in registry.plugins]))
     for route in settings.routes:

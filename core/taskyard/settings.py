@@ -172,6 +172,7 @@ class PluginSettings(BaseModel):
 
     only: tuple[str, ...] | None = Field(None, description="Allow-list: no other plugin runs.")
     disabled: tuple[str, ...] = Field((), description="Plugins that are installed and must not run.")
+    import_timeout: Seconds = Field(60.0, description="Seconds that one plugin may take to be imported and set up, in each process; then it has failed.")
 
     @property
     def options(self) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ from types import ModuleType
 
 import pytest
 
-from taskyard import Context, DeliveryContext, Handler, Notifier
+from taskyard import Context, DeliveryContext, Handler, Notifier, hookspecs
 from taskyard.notifiers import check_notifier
+from taskyard.plugins import load_plugins
 from taskyard.testing import make_event, run_batch, run_handler, run_notifier
 
 from .markdown import ROOT, blocks
@@ -140,3 +142,45 @@ def test_the_guide_names_what_a_context_has() -> None:
     text = AUTHORS.read_text()
     public = {name for name in dir(Context) if not name.startswith("_")} - {"cancel", "reporter", "submissions", "type"}
     assert [name for name in sorted(public) if f"`{name}" not in text and f"ctx.{name}" not in text] == []
+
+
+# --- the hooks' reference: its examples are one plugin ---
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plugin that the reference's examples make."""
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "archive_plugin.py").write_text("\n\n".join(blocks(ROOT / "docs" / "reference" / "hooks.md", "python")))
+    info = folder / "archive-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: archive\nVersion: 1.0\nRequires-Dist: taskyard>=0.1\n")
+    (info / "entry_points.txt").write_text("[taskyard.plugins]\narchive = archive_plugin\n")
+    return folder
+
+
+def test_there_is_an_example_for_each_hook() -> None:
+    specified = [name for name in vars(hookspecs) if name.startswith("taskyard_")]
+    shown = re.findall(r"^@hookimpl\ndef (\w+)", "\n".join(blocks(ROOT / "docs" / "reference" / "hooks.md", "python")), re.MULTILINE)
+    assert shown == specified
+
+
+def test_the_examples_of_the_hooks_work(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(archive)
+    registry = load_plugins(only=["archive"], options={"archive": {"token": "t"}})
+    (plugin,) = [plugin for plugin in registry.plugins if plugin.state != "disabled"]
+    assert plugin.state == "enabled", plugin.reason
+    run = run_handler(registry.handler("archive.store"), {"a": 1}, config=plugin.config)
+    assert run.result == "https://archive.example.com/1"
+    shelf = registry.notifiers["archive-shelf"]
+    assert run_notifier(shelf, {"shelf": "top"}, run.events[-1]).detail == "https://archive.example.com/top/task.succeeded"
+    assert run_notifier(shelf, {"shelf": "full"}).status == "dead"
+    for event in run.events:
+        registry.hook.taskyard_task_event(event=event)
+    assert sys.modules["archive_plugin"].seen == {"task.started": 1, "task.succeeded": 1}
+    assert list(load_plugins(only=["archive"]).handlers) == []
+
+
+def test_the_plugin_of_the_hooks_examples_conforms(archive: Path, tmp_path: Path) -> None:
+    checked = _run(archive, "taskyard", "plugins", "check", "archive", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -120,7 +120,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         (tmp_path / "strange_plugin.py").write_text("from taskyard import handler, hookimpl\nfrom pydantic import BaseModel\n" + dedent(source))
         info = tmp_path / "strange-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\nRequires-Dist: taskyard>=0.1\n")
         (info / "entry_points.txt").write_text("[taskyard.plugins]\nstrange = strange_plugin\n")
         return "strange"
 
@@ -130,6 +130,28 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 @pytest.mark.parametrize(
     ("source", "told"),
     [
+        ("import asyncio\nraise asyncio.CancelledError('no')", "It is failed: CancelledError: no"),
+        (
+            "from pydantic import Field\nclass P(BaseModel):\n  n: int = Field(examples=['x'])\n@handler('a.b')\ndef f(p: P):\n  'Do.'\n"
+            "@hookimpl\ndef taskyard_handlers(): return [f]",
+            "handler 'a.b': payload: the example \"x\" at /properties/n does not fit its own schema",
+        ),
+        (
+            "from pydantic import Field, SecretStr\nclass P(BaseModel):\n  s: SecretStr = Field(examples=['x'])\n@handler('a.b')\ndef f(p: P):\n  'Do.'\n"
+            "@hookimpl\ndef taskyard_handlers(): return [f]",
+            "is another one after it was written and read again",
+        ),
+        (
+            "from pydantic import Field, field_validator\nclass P(BaseModel):\n  n: int = Field(examples=[1])\n"
+            "  @field_validator('n')\n  def low(cls, n):\n    raise ValueError('too low')\n"
+            "@handler('a.b')\ndef f(p: P):\n  'Do.'\n@hookimpl\ndef taskyard_handlers(): return [f]",
+            "handler 'a.b': the example {\"n\": 1} is refused: Value error, too low",
+        ),
+        (
+            "import sys\nif __name__ in sys.modules and 'pytest' not in sys.modules: raise RuntimeError('only here')\n"
+            "@handler('a.b')\ndef f(p: dict):\n  'Do.'\n@hookimpl\ndef taskyard_handlers(): return [f]",
+            "In a process of its own it is failed: RuntimeError: only here",
+        ),
         ("raise RuntimeError('no licence')", "It is failed: RuntimeError: no licence"),
         ("raise SystemExit(3)", "It is failed: SystemExit: 3"),
         ("x = 1", "implements no hook"),
@@ -233,3 +255,65 @@ def test_pytest_finds_the_fixtures_and_no_run_pays_for_them(tmp_path: Path) -> N
 def test_a_service_that_can_not_start_says_why() -> None:
     with pytest.raises(NotStarted, match="no such setting"), running_taskyard(toml="[database]\nurll = 'x'\n"):
         pass
+
+
+PICKY = """
+from pydantic import Field
+class P(BaseModel):
+  n: int = Field(examples=[1])
+  def model_post_init(self, context): {}['too much'] if self.n > 10 else None
+@handler('a.b')
+def f(p: P):
+  'Do.'
+@hookimpl
+def taskyard_handlers(): return [f]
+"""
+
+
+def test_odd_payloads_find_a_model_that_answers_with_something_else_than_a_validation_error(install: Callable[[str], str]) -> None:
+    name = install(PICKY)
+    assert check_plugin(name) == []
+    (problem,) = check_plugin(name, fuzz=200)
+    assert problem == "handler 'a.b': the payload {\"n\": 11} is answered by KeyError: 'too much'"
+
+
+def test_odd_payloads_do_no_harm_to_a_model_that_refuses_what_it_must(install: Callable[[str], str]) -> None:
+    source = """
+from typing import Literal
+from pydantic import Field
+class Node(BaseModel):
+  kind: Literal['a', 'b'] = 'a'
+  size: int | None = Field(None, ge=0)
+  inner: list['Node'] = []
+@handler('a.b')
+def f(p: Node):
+  'Do.'
+@hookimpl
+def taskyard_handlers(): return [f]
+"""
+    assert check_plugin(install(source), fuzz=200) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("return p", None),
+        ("return ctx.fence, str(ctx.task_id)", None),
+        ("return id(object()), __import__('random').random()", "with the same (task_id, fence) differ"),
+        ("raise RuntimeError('no network')", "did not succeed: RuntimeError: no network"),
+    ],
+)
+def test_a_handler_that_is_run_twice_as_one_run_must_give_the_same(install: Callable[[str], str], body: str, told: str | None) -> None:
+    name = install(
+        "from typing import Annotated, Any\nfrom pydantic import Field\n@handler('a.b')\n"
+        f"def f(p: Annotated[dict, Field(examples=[{{}}])], ctx) -> Any:\n  'Do.'\n  {body}\n@hookimpl\ndef taskyard_handlers(): return [f]"
+    )
+    problems = check_plugin(name, twice=True)
+    assert problems == [] if told is None else told in problems[0], problems
+
+
+def test_a_plugin_that_says_nothing_of_versions_is_told_so(install: Callable[[str], str], tmp_path: Path) -> None:
+    name = install("@handler('a.b')\ndef f(p: dict):\n  'Do.'\n@hookimpl\ndef taskyard_handlers(): return [f]")
+    (tmp_path / "strange-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 1.0\n")
+    (problem,) = check_plugin(name)
+    assert "does not say which versions of Taskyard it works with" in problem

@@ -103,7 +103,7 @@ def _url_problems(settings: Settings) -> list[str]:
 def _plugin_problems(settings: Settings) -> list[str]:
     chosen = settings.plugins
     try:
-        registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+        registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)
     except ConfigurationError as error:
         return [_placed(line, settings) for line in str(error).splitlines()]
     problems = []

@@ -32,7 +32,7 @@ def list_(as_json: AsJson = False) -> None:
 
 def _registry(chosen: PluginSettings) -> Registry:
     keep_plugins_quiet()
-    return load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+    return load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)
 
 
 def _describe(plugin: Plugin) -> dict[str, Any]:
@@ -48,14 +48,19 @@ def _describe(plugin: Plugin) -> dict[str, Any]:
 
 
 @app.command()
-def check(name: Annotated[str | None, typer.Argument(help="The plugin; all that are enabled by default.")] = None, as_json: AsJson = False) -> None:
+def check(
+    name: Annotated[str | None, typer.Argument(help="The plugin; all that are enabled by default.")] = None,
+    fuzz: Annotated[int, typer.Option(min=0, metavar="N", help="Try N odd payloads on each handler's model; needs taskyard[fuzz].")] = 0,
+    twice: Annotated[bool, typer.Option("--twice", help="Run each handler on its example, twice, and compare. It does what it does!")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check that a plugin is what Taskyard and its users expect; exit with 1 if it is not."""
     from taskyard.testing import check_plugin
 
     keep_plugins_quiet()
     chosen = load_settings().plugins
     names = [name] if name else [plugin.name for plugin in _registry(chosen).plugins if plugin.state != "disabled"]
-    found = {each: check_plugin(each, chosen.options.get(each)) for each in names}
+    found = {each: check_plugin(each, chosen.options.get(each), fuzz=fuzz, twice=twice) for each in names}
     if as_json:
         write_json({"items": [{"name": each, "problems": problems} for each, problems in found.items()]})
     else:

@@ -72,7 +72,7 @@ def _event_type(named: str, route: Route) -> str:
 
 def _run(settings: Settings, route: Route, event: str) -> NotifierRun:
     chosen, number = settings.plugins, settings.routes.index(route)
-    registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+    registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)
     if is_waiting(registry, route):
         failed = "; ".join(f"{plugin.name}: {plugin.reason}" for plugin in registry.plugins if plugin.state == "failed")
         return NotifierRun("retry", f"no plugin that works brings the notifier {route.notifier!r}. Failed: {failed}")

@@ -20,6 +20,7 @@ from taskyard.up.output import Output
 from taskyard.up.parts import Embedded, Role
 from taskyard.up.plan import Plan, child_environment, make_plan, taskyard_command
 from taskyard.up.readiness import clock, first_task, until_ready
+from taskyard.up.reload import Renew, Sources, watch, watched_sources
 from taskyard.up.supervisor import Supervisor
 
 # Seconds that web and dispatcher get to stop; a worker gets its own grace and as much on top.
@@ -31,14 +32,16 @@ def up(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one. Default: api.port, 8000.")] = None,
     data_dir: Annotated[Path, typer.Option(help="Folder for the embedded servers' data.")] = Path(".taskyard"),
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes to run.")] = 1,
+    reload: Annotated[bool, typer.Option("--reload", help="For development: restart the parts when the source of an editable plugin changes.")] = False,
 ) -> None:
     """Run everything on this machine, with an embedded PostgreSQL and broker where no URL is set."""
     settings = load_settings(api={"host": host, "port": port})
     plan = make_plan(settings, data_dir=data_dir, workers=workers)
-    raise typer.Exit(asyncio.run(_run(plan, settings)))
+    sources = watched_sources(settings.plugins) if reload else None
+    raise typer.Exit(asyncio.run(_run(plan, settings, sources)))
 
 
-async def _run(plan: Plan, settings: Settings) -> int:
+async def _run(plan: Plan, settings: Settings, sources: Sources | None) -> int:
     output = Output(sys.stderr, width=max(map(len, ("up", "postgres", *plan.roles()))), json_lines=plan.json_logs)
     supervisor = Supervisor(output)
     supervisor.listen()
@@ -47,8 +50,7 @@ async def _run(plan: Plan, settings: Settings) -> int:
         asked = asyncio.ensure_future(supervisor.wait())
         await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            starting.result()
-            await asked
+            await _until_asked(asked, starting.result(), sources, output)
         starting.cancel()
         await asyncio.wait([starting])
     finally:
@@ -58,7 +60,19 @@ async def _run(plan: Plan, settings: Settings) -> int:
     return int(supervisor.failed)
 
 
-async def _start(plan: Plan, settings: Settings, supervisor: Supervisor, output: Output) -> None:
+async def _until_asked(asked: asyncio.Future[None], renew: Renew, sources: Sources | None, output: Output) -> None:
+    """Wait until somebody asks for the end, and renew the roles meanwhile when the sources change."""
+    watching = asyncio.ensure_future(watch(sources, renew, output)) if sources else None
+    await asyncio.wait([each for each in (asked, watching) if each], return_when=asyncio.FIRST_COMPLETED)
+    if watching:
+        if watching.done():
+            watching.result()
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def _start(plan: Plan, settings: Settings, supervisor: Supervisor, output: Output) -> Renew:
+    """Start everything; what is answered restarts the roles."""
     urls = await _start_embedded(plan, supervisor)
     environment = child_environment(os.environ, urls)
     database = DatabaseSettings(url=SecretStr(urls["DATABASE_URL"])) if plan.embed_postgres else settings.database
@@ -70,6 +84,13 @@ async def _start(plan: Plan, settings: Settings, supervisor: Supervisor, output:
     await until_ready(plan.url, database, since=since, workers=plan.workers)
     supervisor.ready()
     await _greet(plan, database)
+
+    async def renew() -> None:
+        since = await asyncio.to_thread(clock, database)
+        supervisor.restart(*plan.roles())
+        await until_ready(plan.url, database, since=since, workers=plan.workers)
+
+    return renew
 
 
 async def _start_embedded(plan: Plan, supervisor: Supervisor) -> dict[str, str]:

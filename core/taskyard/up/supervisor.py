@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 from taskyard.errors import TaskyardError
@@ -28,6 +29,7 @@ class Supervisor:
         self._asked = asyncio.Event()
         self._asked_at = float("-inf")
         self._hurry = asyncio.Event()
+        self._again: dict[str, asyncio.Event] = {}
         self.failed = False
 
     def listen(self) -> None:
@@ -54,12 +56,18 @@ class Supervisor:
     async def add(self, part: Part) -> None:
         """Start a part and keep it running."""
         self._parts.append(part)
+        self._again[part.name] = asyncio.Event()
         await part.start()
         self._keepers.append(asyncio.create_task(self._keep(part)))
 
     def ready(self) -> None:
         """From now on a part that dies is started again; until now it meant that something is set up wrongly."""
         self._all_ready = True
+
+    def restart(self, *names: str) -> None:
+        """Have parts stopped, politely, and started again; each goes its own way. One that is down is started at once."""
+        for name in names:
+            self._again[name].set()
 
     async def wait(self) -> None:
         """Wait until it is time to stop."""
@@ -78,7 +86,11 @@ class Supervisor:
         delay = _FIRST_DELAY
         while True:
             began = loop.time()
-            how = _told(await part.ended())
+            status = await self._ended_or_asked(part)
+            if status is None:
+                await self._start_again(part)
+                continue
+            how = _told(status)
             if not self._all_ready:
                 self._output.say(f"{part.name} {how} before it was ready; its last lines say why")
                 self.failed = True
@@ -86,19 +98,39 @@ class Supervisor:
                 return
             delay = _FIRST_DELAY if loop.time() - began > _STEADY else delay
             self._output.say(f"{part.name} {how}; starting it again in {delay:g} s")
-            await asyncio.sleep(delay)
+            await self._pause(part, delay)
             delay = min(delay * 2, _LONGEST_DELAY)
             await self._start_again(part)
+
+    async def _ended_or_asked(self, part: Part) -> int | None:
+        """Wait until a part has ended: by itself, with its exit status, or because somebody asked for it to be started again."""
+        ended, asked = asyncio.ensure_future(part.ended()), asyncio.ensure_future(self._again[part.name].wait())
+        try:
+            await asyncio.wait([ended, asked], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return ended.result()
+            await part.stop(self._hurry)
+            await ended
+            return None
+        finally:
+            ended.cancel()
+            asked.cancel()
+
+    async def _pause(self, part: Part, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._again[part.name].wait(), seconds)
 
     async def _start_again(self, part: Part) -> None:
         delay = _FIRST_DELAY
         while True:
+            # Before it is started: what is asked for from now on is asked of the one that starts now.
+            self._again[part.name].clear()
             try:
                 await part.start()
             except TaskyardError as error:
                 delay = min(delay * 2, _LONGEST_DELAY)
                 self._output.say(f"{part.name} can't be started: {error} Trying again in {delay:g} s")
-                await asyncio.sleep(delay)
+                await self._pause(part, delay)
             else:
                 return
 
