@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from taskyard.events import NO_TASK
 from taskyard.levels import Level
 from taskyard.lifecycle import Status
 from taskyard.place import COUNT_LIMIT
@@ -18,6 +19,10 @@ Text = Annotated[str, BeforeValidator(str)]
 def _as_object(value: Any) -> Any:
     """What a handler left, as the object that it should be: no stored row makes a list unreadable."""
     return value if value is None or isinstance(value, dict) else {"message": str(value)}
+
+
+def _of_task(value: Any) -> Any:
+    return None if value == NO_TASK else value
 
 
 def _as_number(value: Any) -> Any:
@@ -146,7 +151,7 @@ class DeliveryOut(Out):
     id: Text
     event_id: Text
     event: str = Field(description="The event's type.")
-    task_id: UUID
+    task_id: Annotated[UUID | None, BeforeValidator(_of_task)] = Field(description="Null for system events and digests.")
     route: str
     notifier: str
     status: Literal["pending", "queued", "sending", "delivered", "dead"]
@@ -206,6 +211,15 @@ class PluginOut(Out):
     notifiers: list[str]
 
 
+class RouteState(Out):
+    """Whether a route sends. One whose receiver answered that it wants no more (410 Gone) is switched off."""
+
+    name: str
+    state: Literal["enabled", "disabled", "unknown"] = Field(description="`unknown`: no dispatcher has started with it, or the database is away.")
+    reason: str | None = None
+    since: datetime | None = None
+
+
 class NotifierOut(Out):
     """A notifier that routes can use."""
 
@@ -213,6 +227,7 @@ class NotifierOut(Out):
     plugin: str
     description: str
     routes: list[str] = Field(description="Names of the configured routes that use it.")
+    route_states: list[RouteState] = Field(description="The same, each with its state.")
     options_schema: dict[str, Any] = Field(description="JSON Schema of a route's options.")
 
 
@@ -227,6 +242,13 @@ class ActionOut(Out):
 
     matched: int = Field(description="Tasks that the filter found.")
     changed: int = Field(description="Those of them that the action has moved.")
+
+
+class DeliveryActionOut(Out):
+    """What an action on deliveries came to."""
+
+    matched: int = Field(description="Deliveries that the filter found.")
+    changed: int = Field(description="Those of them that are sent again: the others are on their way.")
 
 
 class TaskPage(Out):

@@ -13,7 +13,7 @@ from taskyard.plugins import Registry
 from taskyard_api import problem_examples, typed, webhooks
 from taskyard_api.access import ANY_KEY, OPEN, rule_for
 from taskyard_api.body import MAX_BATCH
-from taskyard_api.parameters import ACTION
+from taskyard_api.parameters import ACTION, DELIVERY_ACTION
 from taskyard_api.patching import PATCH
 from taskyard_api.routes.answers import headers, problems
 
@@ -69,7 +69,7 @@ def document(app: FastAPI, registry: Registry, *, with_keys: bool) -> Schema:
     components = found.setdefault("components", {})
     _name_tasks(found)
     schemas = components.setdefault("schemas", {})
-    for adapter in (PATCH, ACTION):
+    for adapter in (PATCH, ACTION, DELIVERY_ACTION):
         schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {schema["title"]: schema}
     schemas |= typed.schemas(set(registry.handlers.values())) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired, get_args
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, get_args
 from uuid import UUID
 
 from fastapi import Path
@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    Strict,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -23,10 +24,12 @@ from pydantic_core import PydanticCustomError
 from starlette.convertors import StringConvertor
 from typing_extensions import TypedDict
 
+from taskyard.delivery_lists import DeliveryFilters
 from taskyard.errors import InvalidInput, NotFound
+from taskyard.events import DIGEST, EVENT_TYPES, SYSTEM_EVENT_TYPES
 from taskyard.levels import Level
 from taskyard.lifecycle import Status
-from taskyard.queries import DeliveryFilters, TaskFilters
+from taskyard.queries import TaskFilters
 from taskyard.validation import Instant, nearest, problems_of
 
 
@@ -41,6 +44,7 @@ def _with_plus(value: Any) -> Any:
     return value.replace(" ", "+") if isinstance(value, str) else value
 
 
+A = TypeVar("A")
 Word = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_storable)]
 Words = Annotated[list[Word], Field(default_factory=list, max_length=50)]
 Moment = Annotated[Instant, BeforeValidator(_with_plus)]
@@ -110,16 +114,29 @@ class TaskQuery(FilterQuery, PageQuery):
     """Which tasks, and which page of them."""
 
 
-class DeliveryQuery(PageQuery):
-    """Which deliveries."""
+DeliveryStatus = Literal["pending", "queued", "sending", "delivered", "dead"]
+EventType = Literal[(*EVENT_TYPES, *SYSTEM_EVENT_TYPES, DIGEST)]  # type: ignore[valid-type]  # the tuple is a constant
 
-    status: list[Literal["pending", "queued", "sending", "delivered", "dead"]] = Field(default_factory=list)
+
+class DeliveryQuery(PageQuery):
+    """Which deliveries. Values of one filter add up; different filters must all hold."""
+
+    status: list[DeliveryStatus] = Field(default_factory=list)
     route: Words
+    notifier: Words
+    event: list[EventType] = Field(default_factory=list)
     task_id: UUID | None = None
+    created_after: Moment | None = Field(None, description="Included.")
+    created_before: Moment | None = Field(None, description="Not included.")
 
     def filters(self) -> DeliveryFilters:
         """These parameters as core's filters."""
-        return DeliveryFilters(status=tuple(sorted(set(self.status))), route=tuple(sorted(set(self.route))), task_id=self.task_id)
+        return _delivery_filters(self.model_dump(exclude={"limit", "cursor"}))
+
+
+def _delivery_filters(chosen: Mapping[str, Any]) -> DeliveryFilters:
+    several = {name: tuple(sorted(set(chosen.get(name, ())))) for name in ("status", "route", "notifier", "event")}
+    return DeliveryFilters(**several, task_id=chosen.get("task_id"), created_after=chosen.get("created_after"), created_before=chosen.get("created_before"))
 
 
 def _listed(value: Any) -> Any:
@@ -166,21 +183,57 @@ class TaskAction(TypedDict):
     dry_run: NotRequired[Annotated[bool, Field(description="Only count.")]]
 
 
+class DeliveryActionFilter(TypedDict, total=False):
+    """Which deliveries: the filters of `GET /deliveries`. An empty one is all that have ended."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]  # as above
+
+    status: Annotated[list[DeliveryStatus], BeforeValidator(_listed), Field(min_length=1, max_length=50), _any_of({"enum": list(get_args(DeliveryStatus))})]
+    route: SomeWords
+    notifier: SomeWords
+    event: Annotated[list[EventType], BeforeValidator(_listed), Field(min_length=1, max_length=50), _any_of({"enum": list(get_args(EventType))})]
+    task_id: Annotated[UUID, Strict(False)]
+    created_after: Annotated[Instant, Field(description="Included.")]
+    created_before: Annotated[Instant, Field(description="Not included.")]
+
+
+_DELIVERY_EXAMPLE: dict[str, Any] = {"examples": [{"action": "redeliver", "filter": {"status": "dead", "route": "failures"}, "dry_run": True}]}
+
+
+class DeliveryAction(TypedDict):
+    """One verb for all deliveries that match."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, json_schema_extra=_DELIVERY_EXAMPLE)  # type: ignore[misc]  # as above
+
+    action: Literal["redeliver"]
+    filter: DeliveryActionFilter
+    dry_run: NotRequired[Annotated[bool, Field(description="Only count.")]]
+
+
 ACTION: TypeAdapter[TaskAction] = TypeAdapter(TaskAction)
+DELIVERY_ACTION: TypeAdapter[DeliveryAction] = TypeAdapter(DeliveryAction)
 
 
 def read_action(sent: dict[str, Any]) -> TaskAction:
     """A validated action. Raises InvalidInput, with JSON pointers."""
+    return _read(ACTION, sent, TaskAction.__annotations__, ActionFilter.__annotations__)
+
+
+def read_delivery_action(sent: dict[str, Any]) -> DeliveryAction:
+    """A validated action. Raises InvalidInput, with JSON pointers."""
+    return _read(DELIVERY_ACTION, sent, DeliveryAction.__annotations__, DeliveryActionFilter.__annotations__)
+
+
+def _read(action: TypeAdapter[A], sent: dict[str, Any], names: Iterable[str], filters: Iterable[str]) -> A:
     try:
-        return ACTION.validate_python(sent)
+        return action.validate_python(sent)
     except ValidationError as error:
-        problems = problems_of(error, sent, TaskAction.__annotations__)
-        told = [(at, detail + _nearest_filter(at) if detail == "unknown name." else detail) for at, detail in problems]
+        told = [(at, detail + _nearest_filter(at, filters) if detail == "unknown name." else detail) for at, detail in problems_of(error, sent, names)]
         raise InvalidInput("The action is not as expected.", told) from None
 
 
-def _nearest_filter(pointer: str) -> str:
-    return nearest(pointer.removeprefix("/filter/"), ActionFilter.__annotations__) if pointer.startswith("/filter/") else ""
+def _nearest_filter(pointer: str, filters: Iterable[str]) -> str:
+    return nearest(pointer.removeprefix("/filter/"), filters) if pointer.startswith("/filter/") else ""
 
 
 def action_filters(chosen: ActionFilter) -> TaskFilters:
@@ -196,6 +249,17 @@ def action_filters(chosen: ActionFilter) -> TaskFilters:
         q=chosen.get("q"),
         parent_id=chosen.get("parent_id"),
     )
+
+
+def delivery_action_filters(chosen: DeliveryActionFilter) -> DeliveryFilters:
+    """An action's filter as core's filters."""
+    return _delivery_filters(chosen)
+
+
+class DeliveryConvertor(StringConvertor):
+    """What may stand for a delivery in an address: not the name of the call beside it, which answers 405 to other methods."""
+
+    regex = "(?!actions(?:/|$))[^/]+"
 
 
 class TaskConvertor(StringConvertor):

@@ -1,4 +1,4 @@
-"""The life of a notification: which routes want what, and one function for each verb of a delivery.
+"""The life of a notification: one function for each verb of a delivery.
 
 A delivery row is written by the statement that moved the task (see lifecycle.py). From there it lives like a task, in small:
 ``pending`` → ``queued`` → ``sending`` → ``delivered``, back to ``pending`` after a failed try, ``dead`` after the last.
@@ -9,104 +9,97 @@ lost message, or of a sender that died. So one index and one scan find everythin
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import Connection, RowMapping, text
 
+from taskyard import routes, system
 from taskyard.errors import IllegalTransition, NotFound
-from taskyard.settings import Route
+from taskyard.events import NO_TASK
+from taskyard.routes import SUBSCRIBED
 from taskyard.storable import to_json
 
-
-def glob_pattern(types: Sequence[str] | None) -> str | None:
-    """Globs over task types (``report.*``) as one regular expression that Postgres understands; None for all.
-
-    ``*`` is any characters, ``?`` is any one, ``[a-c]`` is one of these, ``[!a-c]`` is any but these, all else is itself: as in
-    Python's fnmatch. (Its own translation has atomic groups, at which every verb would fail.)
-    """
-    if types is None:
-        return None
-    parts = ["".join(_symbol(symbol) for symbol in _SYMBOLS.findall(glob)) for glob in types]
-    return f"^({'|'.join(parts)})$"
-
-
-#: A bracket's first member may be a ``]``. One that is never closed stands for itself.
-_SYMBOLS = re.compile(r"\[!?+\]?+[^\]]*\]|.", re.DOTALL)
-_MEMBERS = re.compile(r"(.)-(.)|(.)", re.DOTALL)
-_NOTHING = "(?!.)."
-
-
-def _symbol(symbol: str) -> str:
-    """One symbol of a glob as a regular expression."""
-    if len(symbol) == 1:
-        return {"*": ".*", "?": "."}.get(symbol, re.escape(symbol))
-    others = symbol[1] == "!"
-    ranges = [(low or one, high or one) for low, high, one in _MEMBERS.findall(symbol[1 + others : -1])]
-    # A range that runs backwards is empty; to a regular expression it would be an error.
-    members = "".join(f"{re.escape(low)}-{re.escape(high)}" for low, high in ranges if low <= high)
-    if not members:
-        return "." if others else _NOTHING
-    return f"[{'^' if others else ''}{members}]"
-
-
-def sync_routes(connection: Connection, routes: Sequence[Route]) -> None:
-    """Make the configured routes the ones that the verbs see. The dispatcher calls it at its start."""
-    connection.execute(text("LOCK TABLE routes IN SHARE ROW EXCLUSIVE MODE"))
-    connection.execute(text("DELETE FROM routes WHERE name <> ALL (CAST(:names AS text[]))"), {"names": [r.name for r in routes]})
-    for route in routes:
-        connection.execute(
-            text(
-                """INSERT INTO routes (name, notifier, events, type_pattern, queues, tags, min_priority)
-                VALUES (:name, :notifier, CAST(:events AS text[]), :pattern, CAST(:queues AS text[]), CAST(:tags AS text[]), :priority)
-                ON CONFLICT (name) DO UPDATE SET notifier = EXCLUDED.notifier, events = EXCLUDED.events, type_pattern = EXCLUDED.type_pattern,
-                queues = EXCLUDED.queues, tags = EXCLUDED.tags, min_priority = EXCLUDED.min_priority"""
-            ),
-            {
-                "name": route.name,
-                "notifier": route.notifier,
-                "events": list(route.events),
-                "pattern": glob_pattern(route.types),
-                "queues": list(route.queues) if route.queues is not None else None,
-                "tags": list(route.tags) if route.tags is not None else None,
-                "priority": route.min_priority,
-            },
-        )
-
+#: The statuses that nothing moves on by itself.
+ENDED = ("delivered", "dead")
 
 _DISPATCH = text(
-    """
+    f"""
 WITH due AS (
-  SELECT id, status = 'sending' AS lost, status = 'sending' AND attempt >= :max_attempts AS spent
-  FROM deliveries WHERE next_try_at <= now() ORDER BY next_try_at LIMIT :limit FOR UPDATE SKIP LOCKED
+  SELECT id, route, task_id, attempt, status = 'sending' AS lost, status = 'sending' AND attempt >= :max_attempts AS spent
+  FROM deliveries
+  WHERE next_try_at <= now() AND (slot_at IS NOT NULL OR route NOT IN (SELECT name FROM routes WHERE gap IS NOT NULL))
+  ORDER BY next_try_at LIMIT :limit FOR UPDATE SKIP LOCKED
+), judged AS (
+  SELECT due.*, CASE WHEN r.name IS NOT NULL THEN 'the route is switched off: ' || COALESCE(r.disabled_reason, '')
+      WHEN s.n IS NOT NULL THEN 'the subscription has ended' END AS refused,
+    due.task_id <> '{NO_TASK}' AND EXISTS (SELECT FROM deliveries e WHERE e.task_id = due.task_id AND e.route = due.route AND e.id < due.id
+      AND e.next_try_at IS NOT NULL AND (e.attempt = 0 OR e.status IN ('queued', 'sending'))) AS waits
+  FROM due LEFT JOIN routes r ON r.name = due.route AND r.disabled_at IS NOT NULL
+    LEFT JOIN subscriptions s ON s.task_id = due.task_id AND '{SUBSCRIBED}' || s.n = due.route AND s.ended_at IS NOT NULL
 )
 UPDATE deliveries d SET
-  status = CASE WHEN due.spent THEN 'dead' ELSE 'queued' END,
-  next_try_at = CASE WHEN NOT due.spent THEN now() + :lease * interval '1 second' END,
-  tries = CASE WHEN due.lost THEN d.tries || jsonb_build_array(jsonb_build_object('attempt', d.attempt, 'time', now(), 'outcome', 'failed',
-    'detail', 'the sender was lost', 'duration', round(EXTRACT(epoch FROM now() - d.updated_at), 4))) ELSE d.tries END,
+  status = CASE WHEN j.spent OR j.refused IS NOT NULL THEN 'dead' WHEN j.waits THEN 'pending' ELSE 'queued' END,
+  next_try_at = CASE WHEN j.spent OR j.refused IS NOT NULL THEN NULL WHEN j.waits THEN now() + :turn * interval '1 second'
+    ELSE now() + :lease * interval '1 second' END,
+  tries = CASE WHEN j.lost OR j.refused IS NOT NULL THEN d.tries || jsonb_build_array(jsonb_build_object('attempt', d.attempt, 'time', now(),
+    'outcome', 'failed', 'detail', CASE WHEN j.lost THEN 'the sender was lost' ELSE j.refused END,
+    'duration', CASE WHEN j.lost THEN round(EXTRACT(epoch FROM now() - d.updated_at), 4) ELSE 0 END)) ELSE d.tries END,
   updated_at = now()
-FROM due WHERE d.id = due.id RETURNING d.id, d.notifier, d.status"""
+FROM judged j WHERE d.id = j.id RETURNING d.id, d.notifier, d.status"""
 )
+# Each delivery of a route with a rate gets a slot of its own, once for each try: those that have waited for it are not looked at again. A
+# slot that was missed by a minute (there was no dispatcher, or no broker) is given anew, so that what was missed does not come at once.
+_SLOTS = text(
+    """
+WITH limited AS (
+  SELECT name, gap, GREATEST(now(), free_at) AS free FROM routes WHERE gap IS NOT NULL ORDER BY name FOR UPDATE
+), head AS (
+  SELECT id, route, status, slot_at FROM deliveries WHERE next_try_at <= now() ORDER BY next_try_at LIMIT :limit FOR UPDATE SKIP LOCKED
+), numbered AS (
+  SELECT head.id, limited.name, limited.gap,
+    limited.free + (row_number() OVER (PARTITION BY limited.name ORDER BY head.id) - 1) * limited.gap * interval '1 second' AS slot
+  FROM head JOIN limited ON limited.name = head.route
+  WHERE head.status = 'pending' AND (head.slot_at IS NULL OR head.slot_at < now() - interval '1 minute')
+), given AS (
+  UPDATE deliveries d SET slot_at = n.slot, next_try_at = n.slot FROM numbered n WHERE d.id = n.id
+)
+UPDATE routes r SET free_at = n.free FROM (SELECT name, max(slot) + max(gap) * interval '1 second' AS free FROM numbered GROUP BY name) n
+WHERE r.name = n.name"""
+)
+_RATED = text("SELECT EXISTS (SELECT FROM routes WHERE gap IS NOT NULL)")
+#: Due deliveries that one look gives slots to.
+SLOTS = 5000
+#: Seconds after which a delivery that waits for an earlier one of its task is looked at again. The end of that one's try comes first.
+TURN = 10.0
 
 
 class Due(NamedTuple):
-    """A delivery that was due. ``dead`` says that it stays unsent: its sender was lost at the last try."""
+    """A delivery that was due. ``dead`` says that it stays unsent: its sender was lost at the last try, or its route is switched off.
+    ``waits``: an earlier one of its task and route is on its way, or was never tried.
+    """
 
     id: int
     notifier: str
-    dead: bool
+    dead: bool = False
+    waits: bool = False
 
 
 def dispatch(connection: Connection, limit: int, lease: float, max_attempts: int) -> list[Due]:
     """Mark due deliveries as queued, or as dead. Publish the queued ones after the commit.
 
-    ``lease`` is the seconds after which one that nobody took is due again. A try whose sender was lost counts as failed.
+    ``lease`` is the seconds after which one that nobody took is due again. A try whose sender was lost counts as failed. Of a task's
+    deliveries by one route a later one waits for the first try of those before it. A route's rate gives each a time of its own.
     """
-    rows = connection.execute(_DISPATCH, {"limit": limit, "lease": lease, "max_attempts": max_attempts})
-    return [Due(row.id, row.notifier, row.status == "dead") for row in rows]
+    if connection.execute(_RATED).scalar():
+        connection.execute(_SLOTS, {"limit": SLOTS})
+    rows = connection.execute(_DISPATCH, {"limit": limit, "lease": lease, "max_attempts": max_attempts, "turn": TURN}).all()
+    due = sorted(Due(row.id, row.notifier, row.status == "dead", row.status == "pending") for row in rows)
+    if dead := [one.id for one in due if one.dead]:
+        system.tell_dead(connection, dead)
+    return due
 
 
 def withdraw(connection: Connection, ids: Sequence[int]) -> None:
@@ -118,7 +111,7 @@ def withdraw(connection: Connection, ids: Sequence[int]) -> None:
 
 
 _CLAIM = text(
-    """
+    f"""
 WITH mine AS (
   UPDATE deliveries SET status = 'sending', attempt = attempt + 1, fence = fence + 1,
     next_try_at = now() + :lease * interval '1 second', updated_at = now()
@@ -126,19 +119,24 @@ WITH mine AS (
   RETURNING *
 )
 SELECT mine.id, mine.route, mine.notifier, mine.attempt, mine.fence, e.id AS event_id, e.type AS event, e.time, e.task_id,
-  e.attempt AS task_attempt, e.data, t.namespace, t.type, t.queue, t.priority, t.tags, t.status
-FROM mine JOIN events e ON e.id = mine.event_id JOIN tasks t ON t.id = e.task_id"""
+  e.attempt AS task_attempt, e.data, e.namespace, COALESCE(t.type, '') AS type, COALESCE(t.queue, e.data ->> 'queue', '') AS queue,
+  COALESCE(t.priority, 0) AS priority, COALESCE(t.tags, '{{}}') AS tags, COALESCE(t.status, '') AS status, s.options
+FROM mine JOIN events e ON e.id = mine.event_id LEFT JOIN tasks t ON t.id = e.task_id
+  LEFT JOIN subscriptions s ON s.task_id = mine.task_id AND '{SUBSCRIBED}' || s.n = mine.route"""
 )
 
 
 def claim(connection: Connection, ids: Sequence[int], lease: float) -> list[RowMapping]:
-    """Take queued deliveries to send, with their events. ``lease`` (seconds) is longer than a try may take."""
+    """Take queued deliveries to send, with their events, and the options of a subscription. ``lease`` (seconds) is longer than a try may take."""
     return list(connection.execute(_CLAIM, {"ids": list(ids), "lease": lease}).mappings())
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """How a try ended: ``delivered``, ``retry`` (after ``delay`` seconds, if tries are left) or ``dead``."""
+    """How a try ended: ``delivered``, ``retry`` (after ``delay`` seconds, if tries are left) or ``dead``.
+
+    ``gone``: the receiver wants nothing more by this route or subscription.
+    """
 
     id: int
     fence: int
@@ -146,14 +144,19 @@ class Tried:
     detail: str = ""
     delay: float = 0.0
     duration: float = 0.0
+    gone: bool = False
 
 
+# The next one of the task by the route may have waited for this: it is due now. Whatever became of the try: one that failed holds up no
+# other for the hours until it is tried again.
 _FINISH = text(
-    """
+    f"""
+WITH done AS (
 UPDATE deliveries d SET
   status = b.becomes,
   delivered_at = CASE WHEN b.becomes = 'delivered' THEN now() END,
   next_try_at = CASE WHEN b.becomes = 'pending' THEN now() + s.delay * interval '1 second' END,
+  slot_at = NULL,
   tries = d.tries || jsonb_build_array(jsonb_build_object('attempt', d.attempt, 'time', now(), 'outcome',
     CASE s.outcome WHEN 'delivered' THEN 'delivered' ELSE 'failed' END, 'detail', s.detail, 'duration', s.duration)),
   updated_at = now()
@@ -163,7 +166,14 @@ FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id bigint, fence bigint, outc
     WHEN s.outcome = 'dead' OR (SELECT attempt FROM deliveries WHERE id = s.id) >= :max_attempts THEN 'dead'
     ELSE 'pending' END AS becomes) b ON true
 WHERE d.id = s.id AND d.fence = s.fence AND d.status = 'sending'
-RETURNING d.id, d.status, d.route"""
+RETURNING d.id, d.status, d.route, d.task_id
+), next AS (
+  UPDATE deliveries n SET next_try_at = now() FROM done
+  WHERE done.task_id <> '{NO_TASK}' AND n.id = (SELECT o.id FROM deliveries o WHERE o.task_id = done.task_id AND o.route = done.route
+      AND o.next_try_at IS NOT NULL AND o.id > done.id ORDER BY o.id LIMIT 1)
+    AND n.status = 'pending' AND n.attempt = 0 AND n.next_try_at > now() AND (n.slot_at IS NULL OR n.slot_at <= now())
+)
+SELECT id, status, route, task_id FROM done"""
 )
 
 
@@ -172,22 +182,55 @@ def finish(connection: Connection, tried: Sequence[Tried], max_attempts: int) ->
     rows: list[dict[str, Any]] = [
         {"id": t.id, "fence": t.fence, "outcome": t.outcome, "detail": t.detail[:2000], "delay": t.delay, "duration": round(t.duration, 4)} for t in tried
     ]
-    return list(connection.execute(_FINISH, {"rows": to_json(rows), "max_attempts": max_attempts}).mappings())
+    done = list(connection.execute(_FINISH, {"rows": to_json(rows), "max_attempts": max_attempts}).mappings())
+    gone = {t.id: t.detail for t in tried if t.gone}
+    for row in done:
+        if row["id"] in gone:
+            _switch_off(connection, row["route"], row["task_id"], gone[row["id"]])
+    if dead := [row["id"] for row in done if row["status"] == "dead"]:
+        system.tell_dead(connection, dead)
+    return done
+
+
+def _switch_off(connection: Connection, route: str, task_id: UUID, reason: str) -> None:
+    """What was pending by then is dead when it is due, with the reason."""
+    if route.startswith(SUBSCRIBED):
+        end = text("UPDATE subscriptions SET ended_at = now() WHERE task_id = :task AND :subscribed || n = :route AND ended_at IS NULL")
+        connection.execute(end, {"task": task_id, "subscribed": SUBSCRIBED, "route": route})
+    else:
+        routes.disable(connection, route, reason)
+
+
+_REDELIVER_MANY = text(
+    """
+WITH ended AS (
+  SELECT id FROM deliveries
+  WHERE id = ANY (CAST(:ids AS bigint[])) AND namespace = :namespace AND status = ANY (CAST(:statuses AS text[])) ORDER BY id FOR UPDATE
+)
+UPDATE deliveries d SET status = 'pending', attempt = 0, delivered_at = NULL, next_try_at = now(), slot_at = NULL, updated_at = now()
+FROM ended WHERE d.id = ended.id"""
+)
+
+
+def redeliver_many(connection: Connection, namespace: str, ids: Sequence[int], statuses: Sequence[str] = ENDED) -> int:
+    """Send those of these deliveries again that have ended (in one of ``statuses``), as :func:`redeliver` does; answers how many."""
+    wanted = [status for status in statuses if status in ENDED]
+    return connection.execute(_REDELIVER_MANY, {"ids": list(ids), "namespace": namespace, "statuses": wanted}).rowcount
 
 
 # The fence stays as it is: a sender that was given up long ago must not find its number valid again.
 _REDELIVER = text(
     """
 WITH moved AS (
-  UPDATE deliveries SET status = 'pending', attempt = 0, delivered_at = NULL, next_try_at = now(), updated_at = now()
+  UPDATE deliveries SET status = 'pending', attempt = 0, delivered_at = NULL, next_try_at = now(), slot_at = NULL, updated_at = now()
   WHERE id = :id AND namespace = :namespace AND status IN ('delivered', 'dead')
   RETURNING *
 )
-SELECT moved.*, e.type AS event FROM moved JOIN events e ON e.id = moved.event_id"""
+SELECT moved.*, e.type AS told FROM moved JOIN events e ON e.id = moved.event_id"""
 )
 
 
-def redeliver(connection: Connection, namespace: str, delivery_id: int) -> RowMapping:
+def redeliver(connection: Connection, namespace: str, delivery_id: int) -> Mapping[str, Any]:
     """Send a delivery again that is dead or was delivered: the same event by the same ids, with fresh attempts. Its tries are kept.
 
     Raises:
@@ -196,7 +239,7 @@ def redeliver(connection: Connection, namespace: str, delivery_id: int) -> RowMa
     """
     values = {"id": delivery_id, "namespace": namespace}
     if row := connection.execute(_REDELIVER, values).mappings().first():
-        return row
+        return {**row, "event": row["told"]}
     status = connection.execute(text("SELECT status FROM deliveries WHERE id = :id AND namespace = :namespace"), values).scalar()
     if status is None:
         raise NotFound(f"There is no delivery {delivery_id} here.")

@@ -24,6 +24,7 @@ expired      expire                                                     a person
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,12 +35,15 @@ import pydantic_core
 from sqlalchemy import Connection, RowMapping, TextClause, text
 from sqlalchemy.exc import IntegrityError
 
+from taskyard import system
 from taskyard.channels import ENDED
 from taskyard.errors import IllegalTransition, NotFound, UniqueConflict, VersionConflict
+from taskyard.routes import SUBSCRIBED, WANTS
 from taskyard.statuses import PERSONAL_VERBS as PERSONAL_VERBS
 from taskyard.statuses import TERMINAL
 from taskyard.statuses import Status as Status
 from taskyard.storable import to_json
+from taskyard.system import SystemEvent
 
 #: Which statuses a verb leaves from, and where it may lead. The picture in docs/lifecycle.md is tested against this.
 TRANSITIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -72,8 +76,14 @@ def allowed_verbs(status: str) -> tuple[str, ...]:
 # Every verb names its moved rows `moved`, with these columns and `event`, `data`. This tail writes the history and what
 # routes want of it. A moved row whose `event` is NULL leaves no trace. An event's id is drawn before it is written: a join
 # of what was written with what was moved is a nested loop (Postgres expects one row of a CTE), 32 of 41 ms for 200 tasks.
-_TASK = "t.id, t.namespace, t.type, t.queue, t.lane, t.priority, t.tags, t.attempt, t.fence, t.status, t.version, t.awaited"
-_TAIL = f"""
+_TASK = "t.id, t.namespace, t.type, t.queue, t.lane, t.priority, t.tags, t.attempt, t.fence, t.status, t.version, t.awaited, t.subscribed"
+
+
+#
+# What a route with digests wants waits for the dispatcher to fold it (digests.py). Only a task that says so has subscriptions: OFFSET keeps
+# PostgreSQL from reading them all, to join them with nothing.
+def _tail(subscriptions: str = "subscriptions") -> str:
+    return f"""
 , told AS MATERIALIZED (
   SELECT nextval('events_id_seq') AS event_id, *,
     CASE WHEN awaited AND status IN ({", ".join(f"'{status}'" for status in TERMINAL)}) THEN pg_notify('{ENDED}', id::text) END AS woken
@@ -81,23 +91,34 @@ _TAIL = f"""
 ), recorded AS (
   INSERT INTO events (id, task_id, namespace, type, attempt, data) OVERRIDING SYSTEM VALUE
   SELECT event_id, id, namespace, event, attempt, data FROM told
+), wanted AS MATERIALIZED (
+  SELECT told.event_id, told.namespace, told.id, told.event, told.type, r.name AS route, r.notifier, r.every IS NOT NULL AS folds
+  FROM told JOIN routes r ON {WANTS}
 ), announced AS (
-  INSERT INTO deliveries (event_id, namespace, task_id, route, notifier)
-  SELECT told.event_id, told.namespace, told.id, r.name, r.notifier
-  FROM told JOIN routes r ON told.event = ANY (r.events)
-    AND told.priority >= r.min_priority
-    AND (r.type_pattern IS NULL OR told.type ~ r.type_pattern)
-    AND (r.queues IS NULL OR told.queue = ANY (r.queues))
-    AND (r.tags IS NULL OR told.tags && r.tags)
+  INSERT INTO deliveries (event_id, namespace, task_id, route, notifier, event)
+  SELECT event_id, namespace, id, route, notifier, event FROM wanted WHERE NOT folds
+  UNION ALL
+  SELECT told.event_id, told.namespace, told.id, '{SUBSCRIBED}' || s.n, s.notifier, told.event
+  FROM told CROSS JOIN LATERAL (
+    SELECT n, notifier FROM {subscriptions} WHERE task_id = told.id AND told.event = ANY (events) AND ended_at IS NULL OFFSET 0) s
+  WHERE told.subscribed
+), folded AS (
+  INSERT INTO digest_items (route, event_id, event, type) SELECT route, event_id, event, type FROM wanted WHERE folds
 )
 """
+
+
+_TAIL = _tail()
 
 # --- submit -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task as it is submitted: validated, with its handler's defaults filled in. ``delay`` is in seconds."""
+    """A task as it is submitted: validated, with its handler's defaults filled in. ``delay`` is in seconds.
+
+    ``notify`` are its subscriptions: ``notifier``, ``events`` and ``options`` of each.
+    """
 
     id: UUID
     type: str
@@ -116,10 +137,12 @@ class NewTask:
     unique_key: str | None = None
     parent_id: UUID | None = None
     awaited: bool = False
+    notify: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
     def row(self) -> dict[str, Any]:
         """This task as a JSON row for :func:`submit`."""
-        return {
+        notify = {"notify": self.notify} if self.notify else {}
+        return notify | {
             "id": str(self.id),
             "namespace": self.namespace,
             "type": self.type,
@@ -142,40 +165,53 @@ class NewTask:
 
 # Two submits wait for each other's keys, so all insert them in one order: all idempotency keys, then all unique ones. (The sort
 # reads all of its input first, and with it all of ``replayed``.)
-def _submit(keys: str = "", guard: str = "") -> TextClause:
+def _submit(*, keys: str = "", guard: str = "", notify: bool = False) -> TextClause:
     return text(
         f"""
 WITH {keys}moved AS (
   INSERT INTO tasks AS t (id, namespace, type, payload, queue, lane, priority, timeout, max_attempts, tags, metadata,
-    unique_key, parent_id, awaited, expires_at, run_at, next_run_at, status)
+    unique_key, parent_id, awaited, expires_at, run_at, next_run_at, status{", subscribed" if notify else ""})
   SELECT s.id, s.namespace, s.type, COALESCE(s.payload, 'null'), s.queue, s.lane, s.priority, s.timeout, s.max_attempts, s.tags, s.metadata,
     s.unique_key, s.parent_id, s.awaited, s.expires_at, d.due, CASE WHEN d.due > now() THEN d.due END,
-    CASE WHEN d.due > now() THEN 'scheduled' ELSE 'pending' END
+    CASE WHEN d.due > now() THEN 'scheduled' ELSE 'pending' END{", s.notify IS NOT NULL" if notify else ""}
   FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id uuid, namespace text, type text, payload jsonb, queue text, lane text,
     priority smallint, timeout float8, max_attempts int, tags text[], metadata jsonb, unique_key text, parent_id uuid,
-    awaited bool, expires_at timestamptz, run_at timestamptz, delay float8)
+    awaited bool, expires_at timestamptz, run_at timestamptz, delay float8{", notify jsonb" if notify else ""})
   CROSS JOIN LATERAL (SELECT COALESCE(s.run_at, now() + s.delay * interval '1 second') AS due) d
   {guard}ORDER BY s.unique_key, s.id
   ON CONFLICT DO NOTHING
   RETURNING {_TASK}, t.run_at, t.next_run_at, t.created_at, 'task.submitted' AS event, '{{}}'::jsonb AS data
 )"""
-        + _TAIL
+        + (_SUBSCRIBE + _tail("subscribed") if notify else _TAIL)
         + "SELECT id, type, queue, lane, status, run_at, next_run_at, created_at FROM moved"
     )
 
 
-_SUBMIT = _submit()
-_SUBMIT_KEYED = _submit(
-    keys="""given AS (
+# A statement does not see what it has written: its own event goes to the rows that come back.
+_SUBSCRIBE = """
+, subscribed AS (
+  INSERT INTO subscriptions (task_id, n, notifier, events, options)
+  SELECT moved.id, asked.n - 1, asked.wish ->> 'notifier', ARRAY(SELECT jsonb_array_elements_text(asked.wish -> 'events')), asked.wish -> 'options'
+  FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id uuid, notify jsonb) JOIN moved ON moved.id = s.id
+    CROSS JOIN LATERAL jsonb_array_elements(s.notify) WITH ORDINALITY AS asked(wish, n)
+  RETURNING task_id, n, notifier, events, ended_at
+)"""
+_KEYS = """given AS (
   SELECT * FROM jsonb_to_recordset(CAST(:keys AS jsonb)) AS k(namespace text, key text, fingerprint text, task_ids uuid[])
 ), keyed AS (
   INSERT INTO idempotency_keys (namespace, key, fingerprint, task_ids) SELECT * FROM given ORDER BY namespace, key
   ON CONFLICT DO NOTHING RETURNING task_ids
 ), replayed AS (
   SELECT unnest(task_ids) AS id FROM given EXCEPT SELECT unnest(task_ids) FROM keyed
-), """,
-    guard="WHERE s.id NOT IN (SELECT id FROM replayed) ",
-)
+), """
+_NEW = "WHERE s.id NOT IN (SELECT id FROM replayed) "
+#: By: are there idempotency keys, are there subscriptions.
+_SUBMITS = {
+    (False, False): _submit(),
+    (False, True): _submit(notify=True),
+    (True, False): _submit(keys=_KEYS, guard=_NEW),
+    (True, True): _submit(keys=_KEYS, guard=_NEW, notify=True),
+}
 
 
 def submit(connection: Connection, new: Sequence[NewTask], keys: Sequence[Mapping[str, Any]] = ()) -> dict[UUID, RowMapping]:
@@ -189,7 +225,7 @@ def submit(connection: Connection, new: Sequence[NewTask], keys: Sequence[Mappin
     """
     # Three times as fast as json.dumps. What is submitted was looked through: it has no NaN, which this one would write.
     values = {"rows": pydantic_core.to_json([task.row() for task in new]).decode()}
-    statement = _SUBMIT_KEYED if keys else _SUBMIT
+    statement = _SUBMITS[bool(keys), any(task.notify for task in new)]
     rows = connection.execute(statement, values | {"keys": to_json(list(keys))} if keys else values).mappings()
     return {row["id"]: row for row in rows}
 
@@ -305,23 +341,23 @@ _LOSE = """
 
 # Locks the silent workers' rows, which claims share. Only the next statement's snapshot surely has every claim that was
 # committed before the lock was ours: in one statement, a claim in between would be left running for ever.
-_SILENT = text("SELECT id FROM workers WHERE beat_at < now() - :silence * interval '1 second' ORDER BY id FOR UPDATE SKIP LOCKED")
+_SILENT = text("SELECT id, name FROM workers WHERE beat_at < now() - :silence * interval '1 second' ORDER BY id FOR UPDATE SKIP LOCKED")
 _REAP = text(
     f"""
 WITH dead AS (
   DELETE FROM workers WHERE id = ANY (CAST(:workers AS uuid[])) RETURNING id, name
 ), orphaned AS (
-  SELECT t.id, dead.name FROM tasks t JOIN dead ON dead.id = t.worker_id
+  SELECT t.id, dead.id AS worker_id, dead.name FROM tasks t JOIN dead ON dead.id = t.worker_id
   WHERE t.in_line AND t.status = 'running' ORDER BY t.id FOR UPDATE OF t
 ), moved AS (
   UPDATE tasks t SET {_LOSE}, worker_id = NULL, queued_at = NULL, updated_at = now(), version = t.version + 1
   FROM orphaned WHERE t.id = orphaned.id
-  RETURNING {_TASK}, CASE t.status WHEN 'failed' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' ELSE 'task.lost' END AS event,
+  RETURNING {_TASK}, orphaned.worker_id, CASE t.status WHEN 'failed' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' ELSE 'task.lost' END AS event,
     jsonb_strip_nulls(jsonb_build_object('worker', orphaned.name, 'reason', 'worker fell silent', 'fence', t.fence, 'lost', t.lost,
       'error', CASE WHEN t.status = 'failed' THEN t.error END)) AS data
 )"""
     + _TAIL
-    + "SELECT id, type, queue, lane, status, attempt, fence FROM moved"
+    + "SELECT id, type, queue, lane, status, attempt, fence, worker_id FROM moved"
 )
 
 
@@ -330,8 +366,16 @@ def reap(connection: Connection, silence: float, max_lost: int) -> list[RowMappi
 
     A worker's row is locked here and by its claims, so no claim can slip in between.
     """
-    silent = list(connection.execute(_SILENT, {"silence": silence}).scalars())
-    return list(connection.execute(_REAP, {"workers": silent, "max_lost": max_lost}).mappings()) if silent else []
+    silent = connection.execute(_SILENT, {"silence": silence}).all()
+    if not silent:
+        return []
+    lost = list(connection.execute(_REAP, {"workers": [worker.id for worker in silent], "max_lost": max_lost}).mappings())
+    ran = Counter(str(row["worker_id"]) for row in lost)
+    system.tell(
+        connection,
+        [SystemEvent("worker.lost", {"worker": w.name, "worker_id": str(w.id), "silence_seconds": silence, "tasks": ran[str(w.id)]}) for w in silent],
+    )
+    return lost
 
 
 # --- the worker's verbs -------------------------------------------------------------------------------------------------

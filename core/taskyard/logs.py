@@ -29,6 +29,8 @@ Event = MutableMapping[str, Any]
 _log = structlog.get_logger(__name__)
 #: The secrets of this process. Logging is one for the whole process, and so are they.
 _hidden = Hidden()
+#: Those that came with single tasks: a worker sees new ones for as long as it lives.
+_hidden_lately = Hidden(most=200)
 
 
 def hide(secrets: Iterable[str]) -> None:
@@ -38,7 +40,16 @@ def hide(secrets: Iterable[str]) -> None:
 
 def clean(text: str) -> str:
     """The text without secrets: for what people are shown beside the log."""
-    return _hidden.clean(mask_url(text))
+    return _without_secrets(mask_url(text))
+
+
+def hide_lately(secrets: Iterable[str]) -> None:
+    """As :func:`hide`, until 200 others have come: for what came with a task."""
+    _hidden_lately.add(secrets)
+
+
+def _without_secrets(text: str) -> str:
+    return _hidden_lately.clean(_hidden.clean(text))
 
 
 def configure_role(settings: Settings) -> None:
@@ -110,7 +121,7 @@ def _standard_error() -> TextIO:
 def safe(event: Event) -> Event:
     """A line's fields as they may be shown: secrets masked, and what is no JSON as text."""
     event.pop("color_message", None)  # Uvicorn says the same twice, once with colours.
-    return {_hidden.clean(key): _clean(mask(value, key)) for key, value in event.items()}
+    return {_without_secrets(key): _clean(mask(value, key)) for key, value in event.items()}
 
 
 def _mask(logger: Any, method: str, event: Event) -> Event:
@@ -120,14 +131,14 @@ def _mask(logger: Any, method: str, event: Event) -> Event:
 def _clean(value: Any) -> Any:
     """Without known secrets. What is no JSON becomes text here and not in the renderer: its text may have one."""
     if isinstance(value, str):
-        return _hidden.clean(value)
+        return _without_secrets(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
         return {_clean(str(key)): _clean(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(inner) for inner in value]
-    return _hidden.clean(mask(str(value)))
+    return _without_secrets(mask(str(value)))
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -31,15 +31,21 @@ _SURE = 10
 
 
 class Hidden:
-    """Secret values that are replaced wherever they stand, such as in an exception's text."""
+    """Secret values that are replaced wherever they stand, such as in an exception's text. With ``most``, only the last so many."""
 
-    def __init__(self) -> None:
-        self._values: set[str] = set()
+    def __init__(self, most: int | None = None) -> None:
+        self._values: dict[str, None] = {}
+        self._most = most
         self._pattern: re.Pattern[str] | None = None
 
     def add(self, values: Iterable[str]) -> None:
         """Hide these too, also as they stand in URLs. Short ones are left out."""
-        self._values |= {form for value in values if len(value) >= SHORTEST for form in (value, quote(value, safe=""), quote_plus(value), quote(value))}
+        shapes = (form for value in values if len(value) >= SHORTEST for form in (value, quote(value, safe=""), quote_plus(value), quote(value)))
+        if not (forms := dict.fromkeys(shapes)).keys() - self._values.keys():
+            return
+        self._values |= forms
+        for oldest in list(self._values)[: len(self._values) - self._most] if self._most else ():
+            del self._values[oldest]
         # The longest first: one secret may be the beginning of another.
         parts = [re.escape(value) if len(value) >= _SURE else rf"(?<!\w){re.escape(value)}(?!\w)" for value in sorted(self._values, key=len, reverse=True)]
         self._pattern = re.compile("|".join(parts)) if parts else None

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from taskyard.errors import InvalidHandler
+from taskyard.events import DIGEST, NO_TASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,10 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One step in a task's life, as routes select it and notifiers send it."""
+    """One step in a task's life, as routes select it and notifiers send it; or one of no task: a system event, or a digest of many.
+
+    Such a one has the Nil UUID as ``task_id``, a ``task`` without a type, and all that there is to say in ``data``.
+    """
 
     id: str
     type: str
@@ -35,6 +39,19 @@ class Event:
     attempt: int
     data: dict[str, Any]
     task: TaskInfo
+
+    @property
+    def of_task(self) -> bool:
+        """Is it of a task?"""
+        return self.task_id != NO_TASK
+
+    @property
+    def subject(self) -> str:
+        """What it is about: the task's id, or such as ``queue/io``."""
+        if self.of_task:
+            return str(self.task_id)
+        kind = "route" if self.type == DIGEST else self.type.partition(".")[0]
+        return f"{kind}/{self.data.get(kind, '')}"
 
     def to_cloudevent(self) -> dict[str, Any]:
         """This event in CloudEvents 1.0 JSON format (structured mode).
@@ -46,22 +63,18 @@ class Event:
             "id": self.id,
             "source": f"/taskyard/{self.task.namespace}",
             "type": self.type,
-            "subject": str(self.task_id),
+            "subject": self.subject,
             "time": self.time.isoformat(),
             "datacontenttype": "application/json",
-            "data": {
-                "task_id": str(self.task_id),
-                "attempt": self.attempt,
-                "task": {
-                    "type": self.task.type,
-                    "queue": self.task.queue,
-                    "priority": self.task.priority,
-                    "tags": list(self.task.tags),
-                    "status": self.task.status,
-                },
-                **self.data,
-            },
+            "data": {**self._about_task(), **self.data},
         }
+
+    def _about_task(self) -> dict[str, Any]:
+        if not self.of_task:
+            return {}
+        task = self.task
+        about = {"type": task.type, "queue": task.queue, "priority": task.priority, "tags": list(task.tags), "status": task.status}
+        return {"task_id": str(self.task_id), "attempt": self.attempt, "task": about}
 
 
 @dataclass(frozen=True, slots=True)

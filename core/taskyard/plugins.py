@@ -18,6 +18,7 @@ from taskyard.errors import ConfigurationError, IncompatiblePlugin, InvalidHandl
 from taskyard.handlers import Handler
 from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier
+from taskyard.routes import SUBSCRIBED
 from taskyard.settings import Route, Settings
 from taskyard.storable import storable_text
 from taskyard.timelimit import TimeIsUp, limited
@@ -87,6 +88,10 @@ class Registry:
     def stored_as(self, types: Iterable[str]) -> tuple[str, ...]:
         """The names under which tasks of these types may be stored: a type's own and its aliases. An alias stands for itself alone."""
         return tuple(sorted({name for type_ in types for name in (self.handlers[type_].names if type_ in self.handlers else (type_,))}))
+
+    def states(self) -> dict[str, str | None]:
+        """Of each plugin that is not disabled, why it has failed; None for one that works."""
+        return {plugin.name: plugin.reason for plugin in self.plugins if plugin.state != "disabled"}
 
     def config_of(self, handler: Handler[Any, Any]) -> BaseModel | None:
         """The configuration of the plugin that brought a handler."""
@@ -282,6 +287,8 @@ def check_routes(registry: Registry, routes: Iterable[Route], place: Callable[[K
         if route.name in seen:
             found.append((("name",), "the name is used twice; deliveries are told apart by it."))
         seen.add(route.name)
+        if route.name.startswith(SUBSCRIBED):
+            found.append((("name",), f"names that begin with {SUBSCRIBED} stand for the subscriptions of tasks. Give it another one."))
         if not is_waiting(registry, route):
             found += _validated(registry, route)[1]
         problems += [f"{place(('routes', str(number), *key))}route {route.name!r}: {sentence}" for key, sentence in found]

@@ -1,4 +1,4 @@
-"""The read side: tasks, their events, deliveries. Cursor pages, by index, and nothing that counts a whole table."""
+"""The read side: tasks and their events. Cursor pages, by index, and nothing that counts a whole table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, fal
 
 from taskyard import cursors
 from taskyard.errors import InvalidInput, NotFound
-from taskyard.tables import LIVE, SCHEMA_REVISION, TERMINAL, deliveries, events, task_log_totals, task_logs, tasks
+from taskyard.tables import LIVE, SCHEMA_REVISION, TERMINAL, events, task_log_totals, task_logs, tasks
 
 #: An id is made before its row: seconds before by a client's request, a whole run before by a handler that submits.
 _ID_BEFORE_ROW = timedelta(days=31)
@@ -57,8 +57,8 @@ def list_tasks(connection: Connection, namespace: str, filters: TaskFilters, lim
     if cursor is not None:
         conditions.append(tasks.c.id < _uuid_of(cursors.decode(cursor, bound_to)))
     branches = [select(tasks).where(*conditions, branch).order_by(tasks.c.id.desc()).limit(limit + 1) for branch in _branches(filters)]
-    rows = connection.execute(_merged(branches, limit + 1)).all()
-    return _page(rows, limit, lambda row: row.id.bytes, bound_to)
+    rows = connection.execute(merged(branches, limit + 1)).all()
+    return page_of(rows, limit, lambda row: row.id.bytes, bound_to)
 
 
 def matching(connection: Connection, namespace: str, filters: TaskFilters, limit: int, before: UUID | None = None) -> list[Row[Any]]:
@@ -68,7 +68,7 @@ def matching(connection: Connection, namespace: str, filters: TaskFilters, limit
         conditions.append(tasks.c.id < before)
     chosen = (tasks.c.id, tasks.c.status)
     branches = [select(*chosen).where(*conditions, branch).order_by(tasks.c.id.desc()).limit(limit) for branch in _branches(filters)]
-    return list(connection.execute(_merged(branches, limit)).all())
+    return list(connection.execute(merged(branches, limit)).all())
 
 
 def still_matching(connection: Connection, namespace: str, filters: TaskFilters, ids: Sequence[UUID]) -> list[UUID]:
@@ -83,7 +83,8 @@ def still_matching(connection: Connection, namespace: str, filters: TaskFilters,
     return list(connection.execute(statement.order_by(tasks.c.id).with_for_update()).scalars())
 
 
-def _merged(branches: list[Select[Any]], limit: int) -> Any:
+def merged(branches: list[Select[Any]], limit: int) -> Any:
+    """The newest ``limit`` rows of all branches, each of which is newest first, with its own limit."""
     if len(branches) == 1:
         return branches[0]
     every = union_all(*(branch.subquery().select() for branch in branches)).subquery()
@@ -177,8 +178,8 @@ def task_events(connection: Connection, namespace: str, task_id: UUID, limit: in
     bound_to = ["events", namespace, task_id]
     query = select(events).where(events.c.task_id == task_id).order_by(events.c.id).limit(limit + 1)
     if cursor is not None:
-        query = query.where(events.c.id > _number_of(cursors.decode(cursor, bound_to)))
-    return _page(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+        query = query.where(events.c.id > number_of(cursors.decode(cursor, bound_to)))
+    return page_of(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,38 +197,14 @@ def task_log(connection: Connection, namespace: str, task_id: UUID, levels: Sequ
     if levels:
         query = query.where(task_logs.c.level.in_(levels))
     if cursor is not None:
-        query = query.where(task_logs.c.id > _number_of(cursors.decode(cursor, bound_to)))
-    found = _page(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+        query = query.where(task_logs.c.id > number_of(cursors.decode(cursor, bound_to)))
+    found = page_of(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
     dropped = connection.execute(select(task_log_totals.c.dropped).where(task_log_totals.c.task_id == task_id)).scalar()
     return LogPage(found.items, found.next_cursor, dropped or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryFilters:
-    """Which deliveries to list, combined as in :class:`TaskFilters`."""
-
-    status: tuple[str, ...] = ()
-    route: tuple[str, ...] = ()
-    task_id: UUID | None = None
-
-
-def list_deliveries(connection: Connection, namespace: str, filters: DeliveryFilters, limit: int, cursor: str | None = None) -> Page:
-    """One page of deliveries, newest first, each with its event's type. Raises InvalidInput for a wrong cursor."""
-    bound_to = ["deliveries", namespace, asdict(filters)]
-    query = select(deliveries, events.c.type.label("event")).join(events, events.c.id == deliveries.c.event_id)
-    query = query.where(deliveries.c.namespace == namespace).order_by(deliveries.c.id.desc()).limit(limit + 1)
-    if filters.status:
-        query = query.where(deliveries.c.status.in_(filters.status))
-    if filters.route:
-        query = query.where(deliveries.c.route.in_(filters.route))
-    if filters.task_id is not None:
-        query = query.where(deliveries.c.task_id == filters.task_id)
-    if cursor is not None:
-        query = query.where(deliveries.c.id < _number_of(cursors.decode(cursor, bound_to)))
-    return _page(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
-
-
-def _page(rows: Sequence[Row[Any]], limit: int, position: Any, bound_to: Any) -> Page:
+def page_of(rows: Sequence[Row[Any]], limit: int, position: Any, bound_to: Any) -> Page:
+    """A page of rows of which one more than ``limit`` was asked for."""
     items = rows[:limit]
     more = len(rows) > limit
     return Page(items, cursors.encode(position(items[-1]), bound_to) if more else None)
@@ -239,7 +216,8 @@ def _uuid_of(position: bytes) -> UUID:
     return UUID(bytes=position)
 
 
-def _number_of(position: bytes) -> int:
+def number_of(position: bytes) -> int:
+    """A cursor's position where ids are numbers. Raises InvalidInput."""
     if len(position) != 8 or position[0] > 127:
         raise InvalidInput("The cursor is garbled.", [("/cursor", "expected next_cursor of an earlier page, unchanged")])
     return int.from_bytes(position)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from taskyard.events import NO_TASK
 from taskyard.queries import first_id
 from taskyard.tables import TERMINAL
 
@@ -38,17 +39,35 @@ WITH page AS (
     AND NOT EXISTS (SELECT FROM deliveries d WHERE d.task_id = t.id AND d.next_try_at IS NOT NULL)
   ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
 ), gone AS (
-  DELETE FROM tasks t USING old WHERE t.id = old.id RETURNING t.id
+  DELETE FROM tasks t USING old WHERE t.id = old.id RETURNING t.id, t.subscribed
 ), told AS (
   DELETE FROM events e USING gone WHERE e.task_id = gone.id
 ), said AS (
   DELETE FROM task_logs l USING gone WHERE l.task_id = gone.id
 ), counted AS (
   DELETE FROM task_log_totals k USING gone WHERE k.task_id = gone.id
+), wished AS (
+  DELETE FROM subscriptions s USING gone WHERE s.task_id = gone.id AND gone.subscribed
 )
 SELECT (SELECT count(*) FROM gone) AS gone, (SELECT count(*) FROM page) AS read, (SELECT id FROM page ORDER BY id DESC LIMIT 1) AS last"""
 )
+# Events of no task stand together in the index by task, oldest first.
+_PURGE_SYSTEM = text(
+    """
+WITH old AS (
+  SELECT id FROM events e WHERE id IN (SELECT id FROM events WHERE task_id = :none ORDER BY task_id, id LIMIT :limit)
+    AND time < now() - :seconds * interval '1 second'
+    AND NOT EXISTS (SELECT FROM deliveries d WHERE d.event_id = e.id AND d.next_try_at IS NOT NULL)
+  ORDER BY id FOR UPDATE SKIP LOCKED
+)
+DELETE FROM events e USING old WHERE e.id = old.id"""
+)
 _FIRST = UUID(int=0)
+
+
+def purge_system(connection: Connection, seconds: float, limit: int) -> int:
+    """Delete system events and digests that are older, with their deliveries; answers how many. One that is still to be sent stays."""
+    return connection.execute(_PURGE_SYSTEM, {"none": NO_TASK, "seconds": seconds, "limit": limit}).rowcount
 
 
 class Round:

@@ -12,12 +12,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from taskyard import durations
 from taskyard.errors import ConfigurationError
-from taskyard.events import EVENT_TYPES
+from taskyard.events import EVENT_TYPES, SYSTEM_EVENT_TYPES
 from taskyard.modelinfo import Key
 from taskyard.sources import Leaf, Loaded, read
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 Period = Annotated[float | None, Field(ge=60, le=durations.LONGEST.total_seconds()), BeforeValidator(durations.seconds)]
+Span = Annotated[float | None, Field(ge=1, le=30 * 86400), BeforeValidator(durations.seconds)]
 QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -83,6 +84,7 @@ class DispatchSettings(Section):
     sweep_after: Seconds = Field(30.0, description="Seconds after which a queued task that nobody claimed is looked at as lost in the broker.")
     worker_silence: Seconds = Field(15.0, description="Seconds without a heartbeat after which a worker counts as lost.")
     max_lost: int = Field(3, ge=0, le=100, description="Times that a task may lose its worker and still be run again.")
+    stalled_after: Seconds = Field(300.0, description="Seconds that a ready task may wait before its queue is told of as `queue.stalled`.")
     park_delay: Seconds = Field(30.0, description="Seconds that a task whose type no worker knows waits before it is tried again.")
 
 
@@ -109,10 +111,11 @@ class DeliverySettings(Section):
 
     max_attempts: int = Field(8, ge=1, le=50, description="Tries of one delivery before it is kept as dead.")
     base: Seconds = Field(10.0, description="Seconds before the second try; each further one waits `factor` times as long.")
-    factor: float = Field(4.7, ge=1, le=100, description="Growth of the wait between tries. The defaults spread 8 tries over about a day.")
+    factor: float = Field(9.0, ge=1, le=100, description="Growth of the wait between tries. The defaults spread 8 tries over about three days.")
     max_delay: Seconds = Field(86400.0, description="Longest wait between two tries, in seconds.")
     timeout: Seconds = Field(30.0, description="Seconds that one try may take.")
     concurrency: int = Field(50, ge=1, le=1000, description="Deliveries that one worker sends at once.")
+    subscriptions: tuple[str, ...] = Field((), description="Notifiers that a submission's `notify` may name. Empty: none.")
 
 
 class LogSettings(Section):
@@ -129,6 +132,7 @@ class RetentionSettings(Section):
     failed: Period = Field(None, description="After this time a task that failed is deleted.")
     cancelled: Period = Field(None, description="After this time a task that was cancelled is deleted.")
     expired: Period = Field(None, description="After this time a task that expired is deleted.")
+    system: Period = Field(None, description="After this time a system event or a digest is deleted, with its deliveries.")
 
 
 Amount = Annotated[int | None, Field(ge=1, le=2**31 - 1)]
@@ -185,12 +189,28 @@ class Route(Section):
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(description="The route's name, in deliveries and logs. Unique.")
     notifier: str = Field(description="The notifier that sends.")
-    events: tuple[Literal[EVENT_TYPES], ...] = Field(min_length=1, description="Event types, such as task.failed.")  # type: ignore[valid-type]  # the tuple is a constant
+    events: tuple[Literal[EVENT_TYPES + SYSTEM_EVENT_TYPES], ...] = Field(min_length=1, description="Event types, such as task.failed or worker.lost.")  # type: ignore[valid-type]  # the tuples are constants
     types: tuple[str, ...] | None = Field(None, description="Task types, as globs such as report.*. Unset: all.")
     queues: tuple[str, ...] | None = Field(None, description="Queues. Unset: all.")
     tags: tuple[str, ...] | None = Field(None, description="Tags, of which a task needs at least one. Unset: all.")
     min_priority: int = Field(0, ge=0, le=9, description="Least priority.")
+    namespaces: tuple[str, ...] | None = Field(None, description="Namespaces. Unset: all.")
+    every: Span = Field(
+        None, description="Digests: at most one message in this time, such as 10m, with counts and the first events. Unset: a message for each event."
+    )
+    first: int = Field(10, ge=0, le=100, description="Events that a digest shows; the others are only counted.")
+    rate: Annotated[str, StringConstraints(pattern=r"^[1-9]\d{0,5}/[smhd]$")] | None = Field(
+        None, description="Most deliveries in a time, evenly spaced, such as 30/m (also s, h, d); what is over it waits. Unset: no limit."
+    )
     options: dict[str, Any] = Field(default_factory=dict, repr=False, description="Validated by the notifier's own model.")
+
+    @property
+    def gap(self) -> float | None:
+        """The seconds between two deliveries that ``rate`` asks for."""
+        if self.rate is None:
+            return None
+        number, _, unit = self.rate.partition("/")
+        return durations.parse(f"1{unit}").total_seconds() / int(number)
 
 
 class Settings(Section):

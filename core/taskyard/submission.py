@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,12 +11,13 @@ import uuid_utils.compat as uuid7
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from taskyard import storable
+from taskyard import storable, subscriptions
 from taskyard.errors import InvalidInput, UnknownTaskType
 from taskyard.handlers import MAX_DELAY, QUEUE_PATTERN, Handler
 from taskyard.lifecycle import NewTask
 from taskyard.plugins import Registry
 from taskyard.storable import find_unstorable
+from taskyard.subscriptions import Notify
 from taskyard.validation import MAX_PROBLEMS, Instant, problems_of
 
 log = structlog.get_logger(__name__)
@@ -71,6 +72,8 @@ class TaskIn(BaseModel):
         None, description="At most one task that has not ended has this key."
     )
 
+    notify: Notify | None = Field(None, repr=False, description="Who is told of this task, by notifiers that the operator allows for it.")
+
     @model_validator(mode="after")
     def _one_start(self) -> TaskIn:
         if self.run_at is not None and self.delay is not None:
@@ -85,11 +88,12 @@ def prepare(
     namespace: str = "default",
     id: UUID | None = None,
     parent_id: UUID | None = None,
+    notifiers: Collection[str] = (),
 ) -> NewTask:
     """Validate one task and fill in its handler's defaults. ``fields`` holds JSON values, as in "Task in".
 
     The payload is checked against the handler's model, as strictly as its JSON Schema says (a "1" is no number), and kept as it was sent: a
-    handler's next version may read more of it than this one.
+    handler's next version may read more of it than this one. ``notifiers`` are those that ``notify`` may name.
 
     Raises:
         UnknownTaskType: no installed plugin brings the type; carries near matches.
@@ -108,12 +112,16 @@ def prepare(
         problems += problems_of(error, sent, TaskIn.model_fields)
     if handler is not None and "payload" in sent:
         problems += _payload_problems(handler, sent["payload"])
+    if task is not None and task.notify:
+        problems += subscriptions.problems(registry, notifiers, task.notify)
     if problems or task is None or handler is None:
         raise InvalidInput("The task is not as expected.", problems)
     return _with_defaults(task, handler, namespace, id or uuid7.uuid7(), parent_id)
 
 
-def prepare_all(registry: Registry, sent: Sequence[Any], *, namespace: str = "default", at: str = "/tasks") -> Iterator[NewTask]:
+def prepare_all(
+    registry: Registry, sent: Sequence[Any], *, namespace: str = "default", at: str = "/tasks", notifiers: Collection[str] = ()
+) -> Iterator[NewTask]:
     """Validate many tasks, one at each step. If any is wrong, the end is an error that points to what is wrong in all of them.
 
     Raises:
@@ -126,7 +134,7 @@ def prepare_all(registry: Registry, sent: Sequence[Any], *, namespace: str = "de
         try:
             if not isinstance(fields, dict):
                 raise InvalidInput(problems=[("", "expected a JSON object")])
-            task = prepare(registry, fields, namespace=namespace)
+            task = prepare(registry, fields, namespace=namespace, notifiers=notifiers)
             if task.unique_key is not None and (holder := holders.setdefault(task.unique_key, index)) != index:
                 raise InvalidInput(problems=[("/unique_key", f"{at}/{holder} has the same")])
         except InvalidInput as error:
@@ -180,4 +188,5 @@ def _with_defaults(task: TaskIn, handler: Handler[Any, Any], namespace: str, id:
         metadata=task.metadata or {},
         unique_key=task.unique_key,
         parent_id=parent_id,
+        notify=subscriptions.rows(task.notify or ()),
     )

@@ -36,7 +36,7 @@ from taskyard.statuses import LIVE as LIVE
 from taskyard.statuses import TERMINAL as TERMINAL
 
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0010"
 
 IN_LINE = ("pending", "queued", "running")
 DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
@@ -88,6 +88,8 @@ tasks = Table(
     Column("worker_id", Uuid),
     # Somebody waits for its end: only then is that worth a NOTIFY. Set in the row that a finish must lock, so neither misses the other.
     Column("awaited", Boolean, nullable=False, server_default="false"),
+    # It has subscriptions: nobody looks for those of any other task.
+    Column("subscribed", Boolean, nullable=False, server_default="false"),
     _time("run_at"),
     _time("next_run_at"),
     _time("expires_at"),
@@ -195,6 +197,54 @@ routes = Table(
     Column("queues", ARRAY(Text)),
     Column("tags", ARRAY(Text)),
     Column("min_priority", SmallInteger, nullable=False, server_default="0"),
+    Column("namespaces", ARRAY(Text)),
+    # Seconds between two digests, and how many events one shows: of a route that has them.
+    Column("every", Double),
+    Column("first", Integer),
+    # Seconds between two deliveries, where the route has a rate.
+    Column("gap", Double),
+    # Of its configuration: a route that was switched off is on again when that has changed.
+    Column("fingerprint", Text),
+    Column("disabled_reason", Text),
+    _time("free_at"),
+    _time("digested_at"),
+    _time("disabled_at"),
+)
+
+# Events that wait for a route's next digest. No foreign key: they are counted even if their task is gone by then.
+digest_items = Table(
+    "digest_items",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("route", Text, nullable=False),
+    Column("event_id", BigInteger, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("type", Text),
+    _time("time", nullable=False, server_default=func.now()),
+    Index("ix_digest_items_route", "route", "id"),
+)
+
+# What is wrong now (a queue is stalled, a plugin has failed), so that it is told once and not again and again.
+conditions = Table(
+    "conditions",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("data", JSONB, nullable=False, server_default="{}"),
+    _time("since", nullable=False, server_default=func.now()),
+    _time("told_at"),
+)
+
+# Who wants to be told of one task, as its submission said. No foreign key: they go with their task (see retention.py).
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("task_id", Uuid, primary_key=True),
+    Column("n", SmallInteger, primary_key=True),
+    Column("notifier", Text, nullable=False),
+    Column("events", ARRAY(Text), nullable=False),
+    Column("options", JSONB, nullable=False),
+    _time("ended_at"),
 )
 
 deliveries = Table(
@@ -206,11 +256,15 @@ deliveries = Table(
     Column("task_id", Uuid, nullable=False),
     Column("route", Text, nullable=False),
     Column("notifier", Text, nullable=False),
+    # Its event's type, for lists by index. Null in rows that the version before has written.
+    Column("event", Text),
     Column("status", Text, nullable=False, server_default="pending"),
     Column("attempt", Integer, nullable=False, server_default="0"),
     Column("fence", BigInteger, nullable=False, server_default="0"),
     Column("tries", JSONB, nullable=False, server_default="[]"),
     _time("next_try_at", server_default=func.now()),
+    # When a route with a rate lets it go.
+    _time("slot_at"),
     _time("created_at", nullable=False, server_default=func.now()),
     _time("updated_at", nullable=False, server_default=func.now()),
     _time("delivered_at"),
@@ -221,6 +275,14 @@ deliveries = Table(
     Index("ix_deliveries_event_id", "event_id"),
     Index("ix_deliveries_newest", "namespace", "id"),
     Index("ix_deliveries_task_id", "task_id"),
+    # One for each filter of a list, newest first: so that a page of few among many costs no more than any other.
+    Index("ix_deliveries_ended", "namespace", "status", "id", postgresql_where=text("next_try_at IS NULL")),
+    Index("ix_deliveries_open", "namespace", "id", postgresql_where=text("next_try_at IS NOT NULL")),
+    Index("ix_deliveries_order", "task_id", "route", "id", postgresql_where=text("next_try_at IS NOT NULL")),
+    Index("ix_deliveries_route", "namespace", "route", "id"),
+    Index("ix_deliveries_notifier", "namespace", "notifier", "id"),
+    Index("ix_deliveries_event", "namespace", "event", "id"),
+    Index("ix_deliveries_created_at", "namespace", "created_at"),
 )
 
 # A table of its own: no move of a task touches it.

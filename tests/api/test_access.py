@@ -14,9 +14,10 @@ from fastapi.routing import iter_route_contexts
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import Connection, Engine, text
 
-from taskyard import deliveries, keys
+from taskyard import keys
 from taskyard.errors import InvalidInput
 from taskyard.plugins import Registry
+from taskyard.routes import sync_routes
 from taskyard.settings import ApiSettings, AuthSettings, Settings
 from taskyard_api import access
 from taskyard_api.app import create_app
@@ -176,7 +177,13 @@ LISTS = {
     "/api/v1/deliveries": ("", "?task_id={task_id}", "?route=all%20ends", "?status=pending"),
 }
 #: What is neither: a test below says of each what it does with another namespace's things.
-TRIED_BELOW = {("POST", "/api/v1/tasks"), ("POST", "/api/v1/tasks/batch"), ("POST", "/api/v1/tasks/actions"), ("GET", "/api/v1/events")}
+TRIED_BELOW = {
+    ("POST", "/api/v1/tasks"),
+    ("POST", "/api/v1/tasks/batch"),
+    ("POST", "/api/v1/tasks/actions"),
+    ("POST", "/api/v1/deliveries/actions"),
+    ("GET", "/api/v1/events"),
+}
 #: Bodies that are right, for calls that read one.
 BODIES: dict[tuple[str, str], Any] = {("PATCH", "/api/v1/tasks/{task_id}"): {"priority": 1}}
 
@@ -194,7 +201,7 @@ class Two:
 @pytest.fixture
 async def two(app: FastAPI, engine: Engine, api_settings: Settings) -> AsyncIterator[Two]:
     with engine.begin() as connection:
-        deliveries.sync_routes(connection, api_settings.routes)
+        sync_routes(connection, api_settings.routes)
     async with (
         with_key(app, new_key(engine, "a", namespace="ours", scopes=EVERYTHING)) as ours,
         with_key(app, new_key(engine, "b", namespace="theirs", scopes=EVERYTHING)) as theirs,
@@ -248,6 +255,9 @@ async def test_an_action_on_all_is_on_all_of_ones_own(two: Two) -> None:
         for action in ("cancel", "hold"):
             answer = await two.theirs.post("/tasks/actions", json={"action": action, "filter": chosen})
             assert answer.json() == {"matched": 0, "changed": 0}
+    for of_deliveries in ({}, {"task_id": two.task["id"]}, {"route": "all ends"}):
+        answer = await two.theirs.post("/deliveries/actions", json={"action": "redeliver", "filter": of_deliveries})
+        assert answer.json() == {"matched": 0, "changed": 0}
     assert (await two.ours.get(f"/tasks/{two.task['id']}")).json() == two.task
 
 

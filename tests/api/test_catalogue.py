@@ -5,8 +5,11 @@ from __future__ import annotations
 import jsonschema
 import pytest
 from httpx2 import AsyncClient
+from sqlalchemy import Engine
 
 from taskyard.plugins import Registry
+from taskyard.routes import disable, sync_routes
+from taskyard.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +43,20 @@ async def test_notifiers_tell_their_options_and_routes(client: AsyncClient) -> N
     [pigeon] = (await client.get("/notifiers")).json()["items"]
     assert (pigeon["name"], pigeon["plugin"], pigeon["description"], pigeon["routes"]) == ("pigeon", "sample", "Send a pigeon.", ["all ends"])
     assert "loft" in pigeon["options_schema"]["properties"]
+    assert pigeon["route_states"] == [{"name": "all ends", "state": "unknown", "reason": None, "since": None}]
+
+
+async def test_a_route_that_was_switched_off_is_shown_with_the_reason(client: AsyncClient, engine: Engine, api_settings: Settings) -> None:
+    with engine.begin() as connection:
+        sync_routes(connection, api_settings.routes)
+    [pigeon] = (await client.get("/notifiers")).json()["items"]
+    assert pigeon["route_states"][0]["state"] == "enabled"
+    with engine.begin() as connection:
+        disable(connection, "all ends", "HTTP 410 Gone")
+    [pigeon] = (await client.get("/notifiers")).json()["items"]
+    state = pigeon["route_states"][0]
+    assert (state["state"], state["reason"]) == ("disabled", "HTTP 410 Gone")
+    assert state["since"] is not None
 
 
 async def test_openapi_shows_each_payload_in_a_union_by_type(client: AsyncClient) -> None:

@@ -20,10 +20,11 @@ from pydantic import HttpUrl
 from sqlalchemy import Engine, text
 
 from taskyard import client as api
-from taskyard import deliveries, keys, lifecycle, tasklogs
+from taskyard import keys, lifecycle, tasklogs
 from taskyard.client import AsyncClient, Client, New, Retries
 from taskyard.errors import ConfigurationError
 from taskyard.plugins import Registry
+from taskyard.routes import sync_routes
 from taskyard.settings import AuthSettings, Settings
 from taskyard.up.plan import free_port
 from taskyard_api import command
@@ -252,7 +253,7 @@ def test_a_key_is_asked_for_and_taken(kind: type[Client | AsyncClient], api_sett
 
 def test_the_calls_do_what_they_say(call: Caller, engine: Engine, api_settings: Settings) -> None:
     with engine.begin() as connection:
-        deliveries.sync_routes(connection, api_settings.routes)
+        sync_routes(connection, api_settings.routes)
     one, two = call(lambda client: client.batch([New(fetch, PAGE, tags=["a"], delay=timedelta(hours=1)), New("anything", {"k": 1})]))
     assert (one.task.status, two.task.payload) == ("scheduled", {"k": 1})
     assert call(lambda client: client.check(New(fetch, PAGE))).max_attempts == 5

@@ -12,6 +12,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import Engine, text
 
 from taskyard import deliveries
+from taskyard.routes import sync_routes
 from taskyard.settings import Settings
 
 from .conftest import force, submit
@@ -148,7 +149,7 @@ async def test_a_long_history_comes_in_pages_oldest_first(client: AsyncClient) -
 
 async def test_deliveries_are_listed_with_their_tries(client: AsyncClient, engine: Engine, api_settings: Settings) -> None:
     with engine.begin() as connection:
-        deliveries.sync_routes(connection, api_settings.routes)
+        sync_routes(connection, api_settings.routes)
     tasks = [await submit(client) for _ in range(3)]
     await client.post(f"/tasks/{tasks[0]['id']}/cancel")
     with engine.begin() as connection:

@@ -17,8 +17,9 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import create_engine, make_url
 
-from taskyard import deliveries, keys
+from taskyard import keys
 from taskyard.plugins import load_plugins_for
+from taskyard.routes import sync_routes
 from taskyard.settings import AuthSettings, DatabaseSettings, Route, Settings
 from taskyard_api import access, prefer
 from taskyard_api.app import create_app
@@ -54,7 +55,7 @@ def prepare(url: str, settings: Settings) -> str:
     """A key that may do all."""
     engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"))
     with engine.begin() as connection:
-        deliveries.sync_routes(connection, settings.routes)
+        sync_routes(connection, settings.routes)
         key = keys.create(connection, "schemathesis", scopes=("tasks:read", "tasks:write", "admin")).secret
     engine.dispose()
     return key

@@ -18,10 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from psycopg.rows import dict_row
 from sqlalchemy import Connection, Engine, text
 
-from taskyard import backlog, deliveries, lifecycle
+from taskyard import backlog, lifecycle
 from taskyard.errors import IllegalTransition, NotFound, UniqueConflict
 from taskyard.events import EVENT_TYPES
 from taskyard.lifecycle import Finished, NewTask
+from taskyard.routes import sync_routes
 from taskyard.settings import Route
 
 from .invariants import check_history, check_row
@@ -359,7 +360,7 @@ def on(engine: Engine) -> Iterator[type[Machine]]:
     """The machine for a database: two connections act, and another one looks."""
     with engine.connect() as connection, engine.connect() as alone, engine.connect() as looking:
         connection.execute(CLEAR)
-        deliveries.sync_routes(connection, ROUTES)
+        sync_routes(connection, ROUTES)
         for acting in (connection, alone):
             # Nothing here asks whether a commit outlives the server, and waiting for the disk would take most of the time.
             acting.execute(text("SET synchronous_commit = off"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from sqlalchemy import RowMapping, text
 
 from taskyard import deliveries, lifecycle
-from taskyard.deliveries import Tried, glob_pattern
+from taskyard.deliveries import Tried
 from taskyard.errors import IllegalTransition
 from taskyard.events import EVENT_TYPES
+from taskyard.routes import glob_pattern, sync_routes
 from taskyard.settings import Route
 
 from .life import Life
@@ -32,7 +33,7 @@ def route(name: str = "all", **fields: Any) -> Route:
 
 def sync(life: Life, *routes: Route) -> None:
     with life.engine.begin() as connection:
-        deliveries.sync_routes(connection, routes)
+        sync_routes(connection, routes)
 
 
 def wanted(life: Life, task: UUID) -> list[str]:
@@ -294,7 +295,7 @@ def test_of_senders_that_claim_one_delivery_one_gets_it(life: Life) -> None:
         assert delivery(life)["attempt"] == n + 1
 
 
-def redeliver(life: Life, id_: int) -> RowMapping:
+def redeliver(life: Life, id_: int) -> Mapping[str, Any]:
     with life.engine.begin() as connection:
         return deliveries.redeliver(connection, "default", id_)
 

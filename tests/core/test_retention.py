@@ -12,11 +12,12 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 
-from taskyard import deliveries, queries, retention
+from taskyard import queries, retention
 from taskyard.dispatch.app import create_celery
 from taskyard.dispatch.dispatcher import Dispatcher
 from taskyard.dispatch.publisher import Publisher
 from taskyard.metrics import PURGED
+from taskyard.routes import sync_routes
 from taskyard.settings import RetentionSettings, Route, Settings
 from taskyard.tables import TERMINAL
 
@@ -65,7 +66,7 @@ def test_each_status_has_a_period_of_its_own_and_what_lives_is_never_old(life: L
 
 def test_a_tasks_history_and_deliveries_go_with_it_and_others_stay(life: Life) -> None:
     with life.engine.begin() as connection:
-        deliveries.sync_routes(connection, [Route(name="all", notifier="log", events=("task.succeeded",))])
+        sync_routes(connection, [Route(name="all", notifier="log", events=("task.succeeded",))])
     old, new = life.in_status("succeeded"), life.in_status("succeeded")
     life.execute("UPDATE deliveries SET status = 'delivered', delivered_at = now(), next_try_at = NULL")
     age(life, old)
@@ -77,7 +78,7 @@ def test_a_tasks_history_and_deliveries_go_with_it_and_others_stay(life: Life) -
 
 def test_a_task_that_is_still_being_told_of_waits_until_that_is_over(life: Life) -> None:
     with life.engine.begin() as connection:
-        deliveries.sync_routes(connection, [Route(name="all", notifier="log", events=("task.failed",))])
+        sync_routes(connection, [Route(name="all", notifier="log", events=("task.failed",))])
     task = life.in_status("failed")
     age(life, task)
     assert purge(life.engine, failed=1) == 0

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,6 +15,7 @@ from sqlalchemy import RowMapping
 from taskyard import deliveries, failpoints, metrics
 from taskyard.deliveries import Tried
 from taskyard.handlers import Retry
+from taskyard.masking import Hidden, secrets_in
 from taskyard.settings import DeliverySettings, Settings
 from taskyard_worker.ending import end_async
 from taskyard_worker.ledger import Ledger
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+#: The code of a failure that says: nothing more by this route.
+GONE = "gone"
+
 
 def decide(row: RowMapping, report: dict[str, Any] | None, duration: float, settings: DeliverySettings) -> Tried:
     """How a try ended, from what the child reported (None: it died)."""
@@ -34,10 +38,11 @@ def decide(row: RowMapping, report: dict[str, Any] | None, duration: float, sett
     error = (report or {}).get("error") or {"message": "the notifier was interrupted" if report else "its process died"}
     detail = ": ".join(str(error[key]) for key in ("code", "message") if error.get(key))
     if report and report["outcome"] == "failed":
-        return Tried(row["id"], row["fence"], "dead", detail, duration=duration)
+        return Tried(row["id"], row["fence"], "dead", detail, duration=duration, gone=error.get("code") == GONE)
     policy = Retry(max_attempts=settings.max_attempts, base=settings.base, factor=settings.factor, max_delay=settings.max_delay)
     asked = (report or {}).get("delay")
-    delay = policy.delay(row["attempt"], random.random()) if asked is None else float(asked)
+    # What a receiver asks for (Retry-After) counts, but no receiver puts a delivery off for years.
+    delay = policy.delay(row["attempt"], random.random()) if asked is None else min(float(asked), settings.max_delay)
     return Tried(row["id"], row["fence"], "retry", detail, delay, duration)
 
 
@@ -107,10 +112,17 @@ class Deliverer:
         report = await self._report(row)
         failpoints.hit("delivery.sent")
         tried = decide(row, report, time.monotonic() - started, self._settings.deliveries)
+        if row["options"] is not None:
+            # A route's secrets are the operator's, who reads this; a subscription's are a client's.
+            hidden = Hidden()
+            hidden.add(secrets_in(row["options"]))
+            tried = replace(tried, detail=hidden.clean(tried.detail))
         saved = await self._finish(row, tried)
         failpoints.hit("delivery.finished")
         status: str = saved[0]["status"] if saved else "stale"
         self._count(row["notifier"], status)
+        if tried.gone and saved:
+            log.error("route.switched_off", reason=tried.detail[:200], until="its configuration changes, or `taskyard notifiers enable`")
         log.info("delivery." + status, event_type=row["event"], detail=tried.detail[:200])
         return status
 

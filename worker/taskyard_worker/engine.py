@@ -18,7 +18,7 @@ import structlog
 import uuid_utils.compat as uuid7
 from sqlalchemy import RowMapping
 
-from taskyard import failpoints, lifecycle, metrics
+from taskyard import failpoints, lifecycle, metrics, system
 from taskyard.database import sync_engine
 from taskyard.hangs import bound_waits
 from taskyard.metrics import Tally
@@ -283,4 +283,5 @@ class Engine:
     async def _register(self) -> None:
         slots = {"sync": self._processes, "async": self._settings.worker.async_slots}
         await self._ledger.call(lambda connection: lifecycle.register_worker(connection, self._ledger.worker, self._name, self._queues, slots))
+        await self._ledger.call(lambda connection: system.note_plugins(connection, self._registry.states()))
         log.info("worker.ready", worker=str(self._ledger.worker), name=self._name, queues=self._queues, types=sorted(self._registry.names), **slots)

@@ -19,12 +19,14 @@ from uuid import UUID
 
 import structlog
 
-from taskyard import submission
+from taskyard import logs, submission
 from taskyard.errors import InvalidInput, RetryLater, TaskCancelled, TaskFailed
 from taskyard.handlers import MAX_DELAY, Context, Handler, Reporter, Submission
+from taskyard.masking import secrets_in
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
 from taskyard.plugins import Registry, route_options
-from taskyard.settings import Settings
+from taskyard.routes import SUBSCRIBED
+from taskyard.settings import Route, Settings
 from taskyard.storable import find_unstorable, from_json, storable_text, to_json
 from taskyard.upgrades import read_payload
 from taskyard_worker import loglines
@@ -192,13 +194,15 @@ def prepare_delivery(job: Job, registry: Registry, settings: Settings) -> tuple[
     """What a notifier's ``send`` is called with.
 
     Raises:
-        TaskFailed: the route is not configured any more.
+        TaskFailed: the route is not configured any more, or submissions may not name its notifier any more.
         ConfigurationError: its options are wrong.
     """
-    route = next((r for r in settings.routes if r.name == job["route"]), None)
+    route = _subscription(job, settings) if job["route"].startswith(SUBSCRIBED) else next((r for r in settings.routes if r.name == job["route"]), None)
     if route is None:
         raise TaskFailed(f"The route {job['route']!r} is not configured here any more.", code="no-route")
     options = route_options(registry, route)
+    if job.get("options") is not None:
+        logs.hide_lately(secrets_in(options))
     event = make_event(job)
     context = DeliveryContext(
         delivery_id=f"dlv_{job['id']}",
@@ -209,6 +213,13 @@ def prepare_delivery(job: Job, registry: Registry, settings: Settings) -> tuple[
         log=structlog.get_logger(route.notifier).bind(**log_fields(job)),
     )
     return registry.notifiers[route.notifier], event, options, context
+
+
+def _subscription(job: Job, settings: Settings) -> Route:
+    """What a task's submission asked for, as a route."""
+    if job.get("options") is None or job["notifier"] not in settings.deliveries.subscriptions:
+        raise TaskFailed(f"Submissions may not name the notifier {job['notifier']!r} any more.", code="no-route")
+    return Route(name=job["route"], notifier=job["notifier"], events=(job["event"],), options=job["options"])
 
 
 def make_event(told: dict[str, Any]) -> Event:

@@ -1,4 +1,4 @@
-"""What is installed: task types, plugins, notifiers. Read from the registry; no database is needed."""
+"""What is installed: task types, plugins, notifiers. Read from the registry; only the states of routes are the database's to know."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import inspect
 from typing import Any
 
 from fastapi import APIRouter
+from sqlalchemy import Row
 
-from taskyard.errors import NotFound
+from taskyard import routes
+from taskyard.errors import NotFound, Unavailable
 from taskyard.handlers import Handler
 from taskyard.validation import nearest
-from taskyard_api.models import Defaults, NotifierOut, Notifiers, PluginOut, Plugins, TaskTypeOut, TaskTypes
+from taskyard_api.models import Defaults, NotifierOut, Notifiers, PluginOut, Plugins, RouteState, TaskTypeOut, TaskTypes
 from taskyard_api.routes.answers import problems
 from taskyard_api.service import Serving
 
@@ -69,16 +71,27 @@ async def list_plugins(service: Serving) -> Plugins:
 @router.get("/notifiers", responses=problems())
 async def list_notifiers(service: Serving) -> Notifiers:
     """List the notifiers that routes can use, and the routes that use them."""
-    routes = service.settings.routes
+    try:
+        states = await service.read(routes.states)
+    except Unavailable:
+        states = {}
+    configured = service.settings.routes
     found = [
         NotifierOut(
             name=notifier.name,
             plugin=plugin.name,
             description=(inspect.getdoc(type(notifier)) or "").partition("\n")[0],
-            routes=[route.name for route in routes if route.notifier == notifier.name],
+            routes=[route.name for route in configured if route.notifier == notifier.name],
+            route_states=[_state(route.name, states.get(route.name)) for route in configured if route.notifier == notifier.name],
             options_schema=notifier.Options.model_json_schema(),
         )
         for plugin in service.registry.plugins
         for notifier in plugin.notifiers
     ]
     return Notifiers(items=sorted(found, key=lambda notifier: notifier.name))
+
+
+def _state(name: str, row: Row[Any] | None) -> RouteState:
+    if row is None:
+        return RouteState(name=name, state="unknown")
+    return RouteState(name=name, state="disabled" if row.disabled_at else "enabled", reason=row.disabled_reason, since=row.disabled_at)

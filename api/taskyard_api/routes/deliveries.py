@@ -5,20 +5,55 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import to_json
+from starlette.convertors import register_url_convertor
 
-from taskyard import deliveries, queries
-from taskyard_api.models import DELIVERY, DELIVERY_PAGE, DeliveryOut, DeliveryPage
-from taskyard_api.parameters import DeliveryId, DeliveryQuery, delivery_number
-from taskyard_api.routes.answers import answer, problems
+from taskyard import deliveries, delivery_lists
+from taskyard.deliveries import ENDED
+from taskyard_api.body import json_object
+from taskyard_api.models import DELIVERY, DELIVERY_PAGE, DeliveryActionOut, DeliveryOut, DeliveryPage
+from taskyard_api.parameters import DeliveryConvertor, DeliveryId, DeliveryQuery, delivery_action_filters, delivery_number, read_delivery_action
+from taskyard_api.routes.answers import BODY, answer, body, problems
 from taskyard_api.service import Namespace, Serving
 
+register_url_convertor("delivery", DeliveryConvertor())
 router = APIRouter(tags=["deliveries"])
+#: Deliveries that one statement looks at, and that one commit moves.
+PAGE, BATCH = 1000, 200
 
 
 @router.get("/deliveries", response_model=DeliveryPage, responses=problems())
 async def list_deliveries(service: Serving, namespace: Namespace, query: Annotated[DeliveryQuery, Query()]) -> Response:
     """List deliveries with all their tries, newest first."""
-    return answer(DELIVERY_PAGE, await service.read(queries.list_deliveries, namespace, query.filters(), query.limit, query.cursor))
+    return answer(DELIVERY_PAGE, await service.read(delivery_lists.list_deliveries, namespace, query.filters(), query.limit, query.cursor))
+
+
+@router.post("/deliveries/actions", response_model=DeliveryActionOut, responses=problems(*BODY), openapi_extra=body("DeliveryAction"))
+async def act_on_deliveries(request: Request, service: Serving, namespace: Namespace) -> Response:
+    """Send all deliveries again that match a filter and have ended (`dead` or `delivered`), newest first, a batch and a commit at a time.
+
+    `matched` counts the deliveries that the filter found, `changed` those of them that are sent again. With `dry_run` nothing is changed.
+    """
+    asked = read_delivery_action(await json_object(request))
+    filters, target = delivery_action_filters(asked["filter"]), to_json(asked["filter"]).decode()[:500]
+    matched = changed = 0
+    last = None
+    while page := await service.read(delivery_lists.matching, namespace, filters, PAGE, last):
+        last = page[-1].id
+        matched += len(page)
+        ids = [] if asked.get("dry_run") else [row.id for row in page if row.status in ENDED]
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            changed += await service.operate(request, "delivery.redeliver", target, deliveries.redeliver_many, namespace, batch, filters.status or ENDED)
+        if len(page) < PAGE:
+            break
+    return Response(to_json({"matched": matched, "changed": changed}), media_type="application/json")
+
+
+@router.get("/deliveries/{delivery_id:delivery}", response_model=DeliveryOut, responses=problems(404))
+async def get_delivery(service: Serving, namespace: Namespace, delivery_id: DeliveryId) -> Response:
+    """Look at one delivery and all its tries."""
+    return answer(DELIVERY, await service.read(delivery_lists.delivery, namespace, delivery_number(delivery_id)))
 
 
 @router.post("/deliveries/{delivery_id}/redeliver", response_model=DeliveryOut, responses=problems(404, 409))

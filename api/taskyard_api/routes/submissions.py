@@ -63,7 +63,7 @@ async def submit_task(request: Request) -> Response:
     sent = await json_object(request)
     key = _key("submit_task", options, namespace, sent)
     try:
-        new = prepare(service.registry, sent, namespace=namespace)
+        new = prepare(service.registry, sent, namespace=namespace, notifiers=service.settings.deliveries.subscriptions)
         if options.validate_only:
             await _refuse_conflicts(service, namespace, [new])
             return _json(valid_task(new), 200)
@@ -103,7 +103,7 @@ async def submit_tasks(request: Request) -> Response:
     sent = await json_object(request)
     key = _key("submit_tasks", options, namespace, sent)
     try:
-        new = await _unhurried(prepare_all(service.registry, batch_of(sent), namespace=namespace))
+        new = await _unhurried(prepare_all(service.registry, batch_of(sent), namespace=namespace, notifiers=service.settings.deliveries.subscriptions))
         if options.validate_only:
             await _refuse_conflicts(service, namespace, new)
             return _json({"items": list(map(valid_task, new))}, 200)

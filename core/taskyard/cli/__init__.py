@@ -23,9 +23,10 @@ CORE = {
     "up": "taskyard.up.command:up",
     "submit": "taskyard.cli.submit:submit",
     "tasks": "taskyard.cli.tasks:app",
+    "deliveries": "taskyard.cli.deliveries:app",
+    "notifiers": "taskyard.cli.notifiers:app",
     "keys": "taskyard.cli.keys:app",
     "plugins": "taskyard.cli.plugins:app",
-    "notifiers": "taskyard.cli.notifiers:app",
     "config": "taskyard.cli.config:app",
     "health": "taskyard.cli.health:app",
 }

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,15 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import SecretStr
 from sqlalchemy import Connection
 
-from taskyard import durations, keys, queries
+from taskyard import durations, keys
+from taskyard.cli.database import HERE, DataDir, opened
 from taskyard.cli.output import AsJson, local_time, say, write_json, write_pairs, write_table
-from taskyard.database import database_url, outages_named, sync_engine
-from taskyard.errors import Unavailable
 from taskyard.keys import NewKey
-from taskyard.settings import DatabaseSettings, load_settings
 
 app = typer.Typer(help="Make access keys, and end them.", no_args_is_help=True)
 
@@ -36,11 +30,9 @@ def _scopes(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-DataDir = Annotated[Path, typer.Option(help="Folder of the embedded database, where no DATABASE_URL is set.")]
 Namespace = Annotated[str, typer.Option(help="The namespace that the key is bound to.")]
 Which = Annotated[str, typer.Argument(help="The key's name, or its id.", metavar="KEY")]
 Expires = Annotated[timedelta | None, typer.Option(parser=_span, metavar="SPAN", help="When it ends, such as 90d. Default: never.")]
-HERE = Path(".taskyard")
 
 
 @app.command()
@@ -120,46 +112,8 @@ def audit(
 
 @contextmanager
 def _database(data_dir: Path) -> Iterator[Connection]:
-    """One transaction on the configured database, or on the embedded one: of a `taskyard up` that runs, or started for this alone."""
-    settings = load_settings()
-    if settings.database.url is not None:
-        with _transaction(settings.database) as connection:
-            yield connection
-        return
-    from taskyard.embedded import running_postgres, start_postgres  # Here, not above: it needs an extra.
-
-    if url := running_postgres(data_dir):
-        with _transaction(DatabaseSettings(url=SecretStr(url))) as connection:
-            yield connection
-        return
-    server = start_postgres(data_dir)
-    try:
-        _migrate(server.url)
-        with _transaction(DatabaseSettings(url=SecretStr(server.url))) as connection:
-            yield connection
-    finally:
-        server.stop()
-
-
-@contextmanager
-def _transaction(settings: DatabaseSettings) -> Iterator[Connection]:
-    engine = sync_engine(settings, role="keys", pool_size=1)
-    try:
-        with outages_named(at=database_url(settings, "psycopg")), engine.begin() as connection:
-            if not queries.schema_is_usable(queries.schema_revision(connection)):
-                raise Unavailable("The database's schema is not up to date. Run `taskyard db upgrade` first.")
-            yield connection
-    finally:
-        engine.dispose()
-
-
-def _migrate(url: str) -> None:
-    """By command: the migrations are another room's."""
-    done = subprocess.run(
-        [sys.executable, "-m", "taskyard", "db", "upgrade"], env={**os.environ, "DATABASE_URL": url}, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise Unavailable(f"The migrations failed: {done.stderr.strip()[-2000:]}")
+    with opened(data_dir, "keys") as engine, engine.begin() as connection:
+        yield connection
 
 
 def _show_new(made: NewKey, *, as_json: bool) -> None:

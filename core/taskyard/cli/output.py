@@ -21,6 +21,8 @@ from taskyard.settings import LogSettings
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 
 STYLES = {
+    "delivered": "green",
+    "dead": "red",
     "succeeded": "green",
     "enabled": "green",
     "running": "cyan",

@@ -24,7 +24,7 @@ def dispatcher() -> None:
     registry = load_plugins_for(settings)
     engine = sync_engine(settings.database, role="dispatcher", pool_size=2)
     bound_waits(engine, settings.database)
-    loop = Dispatcher(settings, engine, Publisher(create_celery(settings), settings.broker), Tally.of(registry))
+    loop = Dispatcher(settings, engine, Publisher(create_celery(settings), settings.broker), Tally.of(registry), registry.states())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
     try:

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from taskyard import deliveries, failpoints, idempotency, lifecycle, metrics, retention
+from taskyard import deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
 from taskyard.channels import READY
 from taskyard.database import is_outage
 from taskyard.deliveries import Due
@@ -30,6 +30,7 @@ from taskyard.dispatch.window import Window
 from taskyard.lifecycle import Hint
 from taskyard.listener import Listener
 from taskyard.metrics import Tally
+from taskyard.routes import sync_routes
 from taskyard.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,10 @@ PURGE_BATCH, PURGE_FOR = 200, 0.05
 PURGE_TIMEOUT = text("SET LOCAL statement_timeout = '2s'")
 #: Seconds between two purges, and after one that left something.
 PURGE_EVERY, PURGE_AGAIN = 10.0, 0.25
+#: Seconds between two looks for stalled queues and failed plugins.
+LOOK_EVERY = 5.0
+#: Ticks for which deliveries are looked at often after one was found that waits for another.
+CHAINED_FOR = 2
 #: Full windows are looked at again so many times a tick: more often while workers empty them in between.
 REFILLS = (20, 160)
 
@@ -60,7 +65,9 @@ class Filled(enum.Enum):
 class Dispatcher:
     """One dispatcher's loop. ``run`` returns after ``stop`` was called, from a signal handler or another thread."""
 
-    def __init__(self, settings: Settings, engine: Engine, publisher: Publisher, tally: Tally | None = None) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, publisher: Publisher, tally: Tally | None = None, plugins: Mapping[str, str | None] | None = None
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._publisher = publisher
@@ -75,7 +82,10 @@ class Dispatcher:
         self._wake_in, self._wake_out = socket.socketpair()
         self._broker_back_at = 0.0
         self._broker_failures = 0
+        self._plugins = plugins or {}
         self._deliveries_back_at = 0.0
+        self._chained_until = 0.0
+        self._look_at = 0.0
         self._steady_since = float("inf")
         self._behind = False
         self._purge_at = 0.0
@@ -96,7 +106,8 @@ class Dispatcher:
             try:
                 if not synced:
                     with self._engine.begin() as connection:
-                        deliveries.sync_routes(connection, self._settings.routes)
+                        sync_routes(connection, self._settings.routes)
+                        system.note_plugins(connection, self._plugins)
                     synced = True
                 self._listener.connect()
                 if failures or self._steady_since == float("inf"):
@@ -190,7 +201,22 @@ class Dispatcher:
         promoted = outlook.run_in is not None and outlook.run_in <= 0 and self._batches(lifecycle.promote)
         self._behind = expired or promoted
         self._purge()
+        self._tell_operators()
         return outlook
+
+    def _tell_operators(self) -> None:
+        """Fold what waits for a digest, and see now and then whether a queue is stalled or a plugin has failed."""
+        with self._engine.begin() as connection:
+            made = digests.fold(connection)
+        for route, count in made.items():
+            log.info("digest.made", route=route, count=count)
+        if (now := time.monotonic()) < self._look_at:
+            return
+        self._look_at = now + min(LOOK_EVERY, self._settings.dispatch.stalled_after / 4)
+        with self._engine.begin() as connection:
+            news = system.look(connection, self._settings.dispatch.stalled_after)
+        for one in news:
+            log.warning(one.event, **one.data)
 
     def _purge(self) -> None:
         """Forget a batch of the idempotency keys whose time has passed, and tasks that are kept no longer."""
@@ -200,6 +226,8 @@ class Dispatcher:
         self._purge_at = now + PURGE_EVERY
         with self._engine.begin() as connection:
             gone = idempotency.purge(connection, self._settings.api.idempotency_period, BATCH)
+            if self._settings.retention.system is not None:
+                gone = max(gone, retention.purge_system(connection, self._settings.retention.system, BATCH))
         if not self._purge_tasks(now + PURGE_FOR) or gone == BATCH:
             self._purge_at = now + PURGE_AGAIN
 
@@ -307,7 +335,7 @@ class Dispatcher:
     def _dispatch_deliveries(self, outlook: Outlook) -> Filled:
         """Fill the window of notifications. A dead receiver holds them up, so the broker gets no more of them than of tasks."""
         if outlook.try_in is None or outlook.try_in > 0:
-            return Filled.NOTHING
+            return Filled.FULL if self._is_chained(()) else Filled.NOTHING
         if time.monotonic() < max(self._broker_back_at, self._deliveries_back_at):
             return Filled.FULL
         try:
@@ -322,8 +350,8 @@ class Dispatcher:
             for spent in [one for one in due if one.dead]:
                 self._tally.count(metrics.DELIVERIES, spent.notifier, "dead")
                 log.warning("delivery.dead", delivery_id=spent.id, notifier=spent.notifier)
-            self._publish_deliveries([one for one in due if not one.dead])
-            return Filled.FULL if len(due) == room else Filled.ALL
+            self._publish_deliveries([one for one in due if not one.dead and not one.waits])
+            return Filled.FULL if len(due) == room or self._is_chained(due) else Filled.ALL
         except QueueRefused as error:
             self._deliveries_back_at = time.monotonic() + REFUSED_WAIT
             log.error("dispatcher.deliveries_refused", error=str(error), seconds=REFUSED_WAIT)
@@ -331,6 +359,13 @@ class Dispatcher:
         except BrokerAway as error:
             self._broker_is_away(error)
             return Filled.FULL
+
+    def _is_chained(self, due: Sequence[Due]) -> bool:
+        """Are deliveries waiting for those before them? Then the next one may be due any moment: its turn is not announced."""
+        now = time.monotonic()
+        if any(one.waits for one in due) or (due and now < self._chained_until):
+            self._chained_until = now + CHAINED_FOR * self._settings.dispatch.tick
+        return now < self._chained_until
 
     def _publish_deliveries(self, due: list[Due]) -> None:
         try:

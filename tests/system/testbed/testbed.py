@@ -151,6 +151,12 @@ def refuse(payload: Nothing) -> None:
     raise TaskFailed("no", code="refused", hint="stop asking")
 
 
+@handler("t.decline")
+async def decline(payload: Nothing) -> None:
+    """Fail for good, by the thousand."""
+    raise TaskFailed("no", code="refused")
+
+
 @handler("t.flaky", retry=Retry(max_attempts=5))
 async def flaky(payload: Nothing, ctx: Context) -> int:
     """Succeed the third time."""
@@ -315,7 +321,7 @@ class Witness:
 
     class Options(BaseModel):
         failures: int = 0
-        answer: Literal["noted", "nul", "never", "hang", "exit"] = "noted"
+        answer: Literal["noted", "nul", "never", "hang", "exit", "gone"] = "noted"
 
     def send(self, event: Event, options: Options, ctx: DeliveryContext) -> str:
         if ctx.attempt <= options.failures:
@@ -327,6 +333,10 @@ class Witness:
         if options.answer == "hang":
             witness("hangs", event.task_id)
             time.sleep(600)
+        if options.answer == "gone":
+            raise TaskFailed("no more of this", code="gone")
+        if event.type == "digest":
+            witness("digest", event.subject, event.data["count"], len(event.data["events"]))
         witness("notified", event.type, event.task_id, ctx.delivery_id)
         return "a\0b" if options.answer == "nul" else "noted"
 

@@ -1,0 +1,73 @@
+"""For commands that speak to the database and not to the service."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from taskyard import queries
+from taskyard.database import database_url, outages_named, sync_engine
+from taskyard.errors import Unavailable
+from taskyard.settings import DatabaseSettings, load_settings
+
+DataDir = Annotated[Path, typer.Option(help="Folder of the embedded database, where no DATABASE_URL is set.")]
+HERE = Path(".taskyard")
+
+
+@contextmanager
+def opened(data_dir: Path, role: str) -> Iterator[Engine]:
+    """The configured database, or the embedded one: of a `taskyard up` that runs, or started for this alone.
+
+    Raises:
+        Unavailable: it can't be reached, or its schema is not up to date.
+    """
+    settings = load_settings()
+    if settings.database.url is not None:
+        with _engine(settings.database, role) as engine:
+            yield engine
+        return
+    from taskyard.embedded import running_postgres, start_postgres  # Here, not above: it needs an extra.
+
+    if url := running_postgres(data_dir):
+        with _engine(DatabaseSettings(url=SecretStr(url)), role) as engine:
+            yield engine
+        return
+    server = start_postgres(data_dir)
+    try:
+        _migrate(server.url)
+        with _engine(DatabaseSettings(url=SecretStr(server.url)), role) as engine:
+            yield engine
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _engine(settings: DatabaseSettings, role: str) -> Iterator[Engine]:
+    engine = sync_engine(settings, role=role, pool_size=1)
+    try:
+        with outages_named(at=database_url(settings, "psycopg")):
+            with engine.connect() as connection:
+                usable = queries.schema_is_usable(queries.schema_revision(connection))
+            if not usable:
+                raise Unavailable("The database's schema is not up to date. Run `taskyard db upgrade` first.")
+            yield engine
+    finally:
+        engine.dispose()
+
+
+def _migrate(url: str) -> None:
+    """By command: the migrations are another room's."""
+    done = subprocess.run(
+        [sys.executable, "-m", "taskyard", "db", "upgrade"], env={**os.environ, "DATABASE_URL": url}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise Unavailable(f"The migrations failed: {done.stderr.strip()[-2000:]}")
