@@ -17,7 +17,7 @@ from benchmarks import report
 from benchmarks.measures import MEASURES
 from benchmarks.parts import Parts, answers, embedded
 from benchmarks.peer_side import missing
-from benchmarks.processes import ROOT, NotInTime
+from benchmarks.processes import ROOT
 from benchmarks.run import QUICK, Run, Size
 
 PAIRS = ("servers", "embedded")
@@ -63,9 +63,9 @@ def main(
         for name in wanted:
             try:
                 MEASURES[name](run)
-            except NotInTime as error:
+            except Exception as error:
                 # What was measured until then, and what comes after it, is worth its report.
-                run.leave_out(f"{name} ended early: {error}")
+                run.leave_out(f"{name} ended early: {error!r}")
             # A long run that is ended from outside leaves what it has measured.
             path = report.write(run, output, dict(about), time.monotonic() - began)
         report.draw(run, path, about, time.monotonic() - began)
