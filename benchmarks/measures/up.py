@@ -23,7 +23,10 @@ def up(run: Run) -> None:
     data = run.fresh("data")
     data.mkdir()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("TASKYARD_", "CELERY_", "POSTGRES_", "DATABASE_"))}
-    group = Group(data, kept | {"TASKYARD_CONFIG": os.devnull})
+    # An empty file: nothing of the caller's own configuration gets in.
+    configuration = data / "taskyard.toml"
+    configuration.touch()
+    group = Group(data, kept | {"TASKYARD_CONFIG": str(configuration)})
     for number in range(run.size.rounds + 1):
         run.say(f"up: start {number + 1}")
         seconds = _start(group, number)
