@@ -38,6 +38,16 @@ HEADERS: dict[str, tuple[str, Schema, str]] = {
     "Idempotency-Replayed": ("The task was made before, by the same Idempotency-Key.", {"type": "string", "const": "true"}, "true"),
     "Location": ("Where the task is.", {"type": "string"}, "/api/v1/tasks/01890a5d-ac96-774b-bcce-b302099a8057"),
     "Preference-Applied": ("The preference that was followed (RFC 7240).", {"type": "string", "pattern": "^wait=[0-9]+$"}, "wait=10"),
+    "RateLimit": (
+        "Where the namespace has a quota: tasks that may be submitted now, and seconds until it is as good as new.",
+        {"type": "string", "pattern": '^"submissions";r=[0-9]+;t=[0-9]+$'},
+        '"submissions";r=9;t=1',
+    ),
+    "RateLimit-Policy": (
+        "Where the namespace has a quota: `q` submissions in `w` seconds (draft-ietf-httpapi-ratelimit-headers-10).",
+        {"type": "string", "pattern": '^"submissions";q=[0-9]+;w=[0-9]+$'},
+        '"submissions";q=10;w=1',
+    ),
     "Retry-After": ("Seconds after which to come back.", {"type": "string", "pattern": "^[0-9]+$"}, "2"),
     "WWW-Authenticate": ("What is missing, or wrong (RFC 6750).", {"type": "string"}, 'Bearer realm="taskyard"'),
     "X-Request-ID": ("The request's id, as the service's log has it: the client's own, or a new one.", {"type": "string", "maxLength": 128}, "9f1c2d3e"),

@@ -276,8 +276,15 @@ def test_the_calls_do_what_they_say(call: Caller, engine: Engine, api_settings: 
     assert [found.name for found in call(lambda client: client.notifiers())] == ["pigeon"]
     sent = call(lambda client: client.deliveries(route="all ends"))
     assert {delivery.event for delivery in sent} == {"task.submitted", "task.cancelled"}
+    some = call(lambda client: client.deliveries(notifier="pigeon", event=["task.cancelled"], created_after=one.task.created_at))
+    assert [delivery.event for delivery in some] == ["task.cancelled"]
+    assert call(lambda client: client.redeliver_all(route="all ends")).changed == 0
     with pytest.raises(api.IllegalTransition):
         call(lambda client: client.redeliver(sent[0].id))
+    told: api.Subscription = {"notifier": "pigeon", "events": ["task.failed"]}
+    with pytest.raises(api.InvalidRequest) as refused:
+        call(lambda client: client.submit("anything", 1, notify=[told]))
+    assert [error.pointer for error in refused.value.errors] == ["/notify/0/notifier"]
 
 
 def test_a_list_goes_over_all_pages(call: Caller) -> None:

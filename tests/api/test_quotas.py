@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from taskyard import keys, quotas
 from taskyard.plugins import Registry
 from taskyard.settings import AuthSettings, Quota, QuotaSettings, Settings, load_settings
 from taskyard_api.app import create_app
+from taskyard_api.openapi import HEADERS
 
 from .conftest import client_of, force, submit
 
@@ -68,6 +70,7 @@ async def test_several_processes_keep_one_rate_together(api_settings: Settings, 
         for answer in (taken, refused):
             assert answer.headers["RateLimit-Policy"] == '"submissions";q=1;w=500'
             assert answer.headers["RateLimit"].startswith('"submissions";r=0;t=')
+            assert all(re.fullmatch(HEADERS[name][1]["pattern"], answer.headers[name]) for name in ("RateLimit", "RateLimit-Policy")), "as the document says"
 
 
 async def test_a_seconds_tasks_may_come_at_once_and_each_of_a_batch_counts(api_settings: Settings, registry: Registry, engine: Engine) -> None:

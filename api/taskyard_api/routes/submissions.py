@@ -34,21 +34,24 @@ router = APIRouter(tags=["tasks"])
 #: Tasks of a batch that are validated before other requests get their turn.
 BREATH = 100
 _REPLAYED = {"Idempotency-Replayed": "true"}
+#: Sent where a quota applies.
+_QUOTA = ("RateLimit", "RateLimit-Policy")
 _AGAIN = "Submitted before with this Idempotency-Key; or, with validate_only, right as it is, and shown with its type's defaults."
 
 
 def replayed(*schemas: str, maybe: Iterable[str] = ()) -> dict[str, Any]:
     """What a submission answers that makes nothing new."""
     content = {"application/json": {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{schema}"} for schema in schemas]}}}
-    return {"description": _AGAIN, "content": content, "headers": headers(maybe=["Idempotency-Replayed", *maybe])}
+    return {"description": _AGAIN, "content": content, "headers": headers(maybe=["Idempotency-Replayed", *_QUOTA, *maybe])}
 
 
 _PROBLEMS = problems(*BODY, 404, 429, PayloadTooLarge, UniqueConflict, UnknownTaskType, IdempotencyMismatch)
+_PROBLEMS[429]["headers"] |= headers(maybe=_QUOTA)
 _ONE = _PROBLEMS | {
     200: replayed("Task", "TaskPreview", maybe=["ETag", "Location", "Preference-Applied"]),
-    201: {"headers": headers("ETag", "Location", maybe=["Preference-Applied"])},
+    201: {"headers": headers("ETag", "Location", maybe=["Preference-Applied", *_QUOTA])},
 }
-_MANY = _PROBLEMS | {200: replayed("TaskBatch", "TaskPreviews")}
+_MANY = _PROBLEMS | {200: replayed("TaskBatch", "TaskPreviews"), 201: {"headers": headers(maybe=_QUOTA)}}
 
 
 def _documented(schema: str, *more: dict[str, Any]) -> dict[str, Any]:

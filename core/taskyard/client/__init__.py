@@ -47,7 +47,7 @@ from taskyard.client.models import (
     TaskType,
 )
 from taskyard.client.retries import Retries
-from taskyard.client.submissions import Changes, Filters, New, Options
+from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, Options, Subscription
 
 __all__ = [
     "AsyncClient",
@@ -58,6 +58,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Delivery",
+    "DeliveryFilters",
     "Event",
     "EventTask",
     "Filters",
@@ -80,6 +81,7 @@ __all__ = [
     "Queue",
     "RateLimited",
     "Retries",
+    "Subscription",
     "Task",
     "TaskError",
     "TaskType",

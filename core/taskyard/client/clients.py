@@ -58,6 +58,7 @@ class Calls(Caller):
     resume = operation(Core.resume)
     deliveries = streaming(Core.deliveries)
     redeliver = operation(Core.redeliver)
+    redeliver_all = operation(Core.redeliver_all)
     call = operation(Core.call)
     close = operation(Core.close)
 

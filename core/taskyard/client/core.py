@@ -149,8 +149,11 @@ class Core:
 
     async def act(self, action: Action, *, dry_run: bool = False, **filters: Unpack[Filters]) -> Changed:
         """One verb on all tasks that the filters let through; without a filter, on all tasks. However long it takes."""
+        return await self._act_on("tasks", action, filters, dry_run)
+
+    async def _act_on(self, things: str, action: str, filters: Mapping[str, Any], dry_run: bool) -> Changed:
         body = {"action": action, "filter": plain(filters), "dry_run": dry_run}
-        call = Call("POST", ("tasks", "actions"), body=body, safe=dry_run, timeout=httpx2.Timeout(None, connect=10.0))
+        call = Call("POST", (things, "actions"), body=body, safe=dry_run, timeout=httpx2.Timeout(None, connect=10.0))
         return await self.exchange.ask(call, TypeAdapter(Changed))
 
     async def _move(self, task_id: Id, verb: str, if_version: int | None) -> Task:
@@ -193,6 +196,10 @@ class Core:
     async def redeliver(self, delivery_id: str) -> Delivery:
         """Send a delivery again that is dead or delivered."""
         return await self.exchange.ask(Call("POST", ("deliveries", delivery_id, "redeliver")), TypeAdapter(Delivery))
+
+    async def redeliver_all(self, *, dry_run: bool = False, **filters: Unpack[DeliveryFilters]) -> Changed:
+        """Send all deliveries again that have ended and that the filters let through. However long it takes."""
+        return await self._act_on("deliveries", "redeliver", filters, dry_run)
 
     async def call(self, method: str, *path: str, body: Any = None, params: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None) -> Any:
         """Any other call: the JSON that it answers. One that only reads is repeated like all others; ``path`` is what comes after /api/v1."""

@@ -19,6 +19,17 @@ Time = datetime | str
 Words = str | Sequence[str]
 
 
+class _Notifier(TypedDict):
+    notifier: str
+
+
+class Subscription(_Notifier, total=False):
+    """Whom to tell of a task: a notifier that the operator allows, its options, and which events (the four ends, where nothing is said)."""
+
+    options: Mapping[str, Any]
+    events: Sequence[str]
+
+
 class Options(TypedDict, total=False):
     """How a task is to be run: the fields of ``POST /tasks`` beside type and payload. What is left out is the type's to say."""
 
@@ -32,6 +43,7 @@ class Options(TypedDict, total=False):
     tags: Sequence[str]
     metadata: Mapping[str, Any]
     unique_key: str
+    notify: Sequence[Subscription]
 
 
 class Filters(TypedDict, total=False):
@@ -64,7 +76,11 @@ class DeliveryFilters(TypedDict, total=False):
 
     status: Words
     route: Words
+    notifier: Words
+    event: Words
     task_id: str
+    created_after: Time
+    created_before: Time
 
 
 class New(Generic[R_co]):
