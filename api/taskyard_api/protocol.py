@@ -23,6 +23,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _before_body = 0
+    _trailers = 0
 
     def connection_made(self, transport: Any) -> None:
         """A client has connected, and has yet to ask for something."""
@@ -43,7 +44,23 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The empty line after the headers. A connection that is kept open after the answer is uvicorn's to close."""
         self._stop_waiting()
+        self._trailers = 0
         super().on_headers_complete()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; or, behind the last chunk of a body, a trailer, which nobody reads."""
+        if self._timer is not None:
+            super().on_header(name, value)
+            return
+        self._trailers += len(name) + len(value)
+        if self._trailers > HEADER_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_response_complete(self) -> None:
+        """All is answered. Where the client still sends, and has had its time for that, its request need not end any more."""
+        super().on_response_complete()
+        if self.cycle.response_complete and self.cycle.more_body:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes. A parser that still waits for the end of headers has kept all of them."""

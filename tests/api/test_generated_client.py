@@ -91,6 +91,8 @@ def test_a_generated_client_is_whole_and_submits_a_task_and_reads_it_back(servic
     every = [str(file.relative_to(tmp_path).with_suffix("")).replace("/", ".") for file in (tmp_path / NAME).rglob("*.py") if file.stem != "__init__"]
     run(generator, "-W", "error", "-c", "\n".join(f"import {module}" for module in every), cwd=tmp_path)
     # The generator's own base class, the same for every document, passes `__exit__` less than mypy wants.
-    (tmp_path / "mypy.ini").write_text(f"[mypy]\n[mypy-{NAME}.client]\nignore_errors = true\n")
+    # And of a field that is always null, it assigns what a function answers that only ever answers None.
+    models = f"[mypy-{NAME}.models.*]\ndisable_error_code = func-returns-value\n"
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\n[mypy-{NAME}.client]\nignore_errors = true\n{models}")
     run(sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--python-executable", generator, "--cache-dir", tmp_path / "cache", "use.py", cwd=tmp_path)
     assert run(generator, "use.py", address, key, cwd=tmp_path).endswith("done\n")

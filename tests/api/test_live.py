@@ -320,6 +320,7 @@ def test_python_and_postgres_agree_on_what_a_filter_lets_through() -> None:
         "tags": ["one"],
         "priority": 5,
         "task_id": UUID(int=1),
+        "parent_id": UUID(int=2),
     }
 
     def wanted(**filters: Any) -> bool:
@@ -331,5 +332,7 @@ def test_python_and_postgres_agree_on_what_a_filter_lets_through() -> None:
     assert not wanted(q="1")
     assert not wanted(q="one ")
     assert not wanted(q="-")
+    assert wanted(parent_id=UUID(int=2))
+    assert not wanted(parent_id=UUID(int=1))
     assert wanted(priority=5)
     assert not wanted(priority=0)

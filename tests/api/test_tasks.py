@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 CONTRACT = {
     *("type", "payload", "priority", "queue", "run_at", "expires_at", "timeout", "max_attempts", "tags", "metadata", "unique_key"),
     *("id", "status", "attempt", "result", "error", "progress", "created_at", "updated_at", "queued_at", "started_at", "finished_at"),
-    *("next_run_at", "cancel_requested", "version", "position", "estimated_start"),
+    *("next_run_at", "cancel_requested", "version", "position", "estimated_start", "parent_id"),
 }
 
 
