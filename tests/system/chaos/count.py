@@ -10,6 +10,7 @@ from itertools import groupby
 
 from sqlalchemy import text
 
+from taskyard.events import NO_TASK
 from taskyard.failpoints import POINTS
 
 from .database import Database
@@ -113,9 +114,10 @@ class Counter:
         yield exactly("repeated without a reason", verdict.unexplained_runs + len(strangers), 0, f"Handlers ran, and the history does not say why.{told}")
 
     def _histories(self) -> Iterator[tuple[str, Iterator[Event]]]:
-        statement = text("SELECT task_id, type, extract(epoch FROM time)::float8 AS at, data FROM events ORDER BY task_id, id")
+        # What befell the installation, such as a lost worker, is nobody's life.
+        statement = text("SELECT task_id, type, extract(epoch FROM time)::float8 AS at, data FROM events WHERE task_id <> :nobody ORDER BY task_id, id")
         with self._database.engine.connect() as connection:
-            rows = connection.execution_options(isolation_level="READ COMMITTED", yield_per=5000).execute(statement)
+            rows = connection.execution_options(isolation_level="READ COMMITTED", yield_per=5000).execute(statement, {"nobody": NO_TASK})
             for task, group in groupby(rows, key=lambda row: row.task_id):
                 yield str(task), (Event(row.type, row.at, row.data) for row in group)
 
