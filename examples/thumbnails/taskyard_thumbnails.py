@@ -39,7 +39,8 @@ class Config(BaseModel):
 class Thumbnail(BaseModel):
     """Which image to make small, and how small."""
 
-    model_config = ConfigDict(extra="forbid")
+    # The schema can't say that one of two is needed: without an example, whoever reads it would try neither.
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"url": "https://example.com/cat.jpg", "width": 200, "format": "webp"}]})
 
     path: Path | None = Field(None, description="The image's file, inside a folder that the operator allows.")
     url: HttpUrl | None = Field(None, description="The image's address. Give a path or a URL.")
