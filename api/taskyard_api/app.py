@@ -77,16 +77,16 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
     app.add_middleware(Edge, max_body_bytes=settings.api.max_body_bytes, own=own)
     if settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.api.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED)
-    _document(app, registry, with_keys=settings.asks_for_keys)
+    _document(app, registry, settings)
     return app
 
 
-def _document(app: FastAPI, registry: Registry, *, with_keys: bool) -> None:
+def _document(app: FastAPI, registry: Registry, settings: Settings) -> None:
     """Have /openapi.json show the installed task types."""
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = openapi.document(app, registry, with_keys=with_keys)
+            app.openapi_schema = openapi.document(app, registry, with_keys=settings.asks_for_keys, subscriptions=settings.deliveries.subscriptions)
         return app.openapi_schema
 
     app.openapi = schema  # type: ignore[method-assign]  # FastAPI's documented way to change the document

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -65,8 +65,8 @@ _TAGS = {
 _BY_ID = ("get_task", "change_task", "cancel_task", "retry_task", "hold_task", "release_task", "list_task_events", "get_place", "stream_task")
 
 
-def document(app: FastAPI, registry: Registry, *, with_keys: bool) -> Schema:
-    """The whole document. Costs some milliseconds: keep the answer."""
+def document(app: FastAPI, registry: Registry, *, with_keys: bool, subscriptions: Sequence[str] = ()) -> Schema:
+    """The whole document. Costs some milliseconds: keep the answer. ``subscriptions`` are the notifiers that a submission may name."""
     found = get_openapi(
         title=app.title,
         version=app.version,
@@ -82,7 +82,7 @@ def document(app: FastAPI, registry: Registry, *, with_keys: bool) -> Schema:
     for adapter in (PATCH, ACTION, DELIVERY_ACTION):
         schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {schema["title"]: schema}
-    schemas |= typed.schemas(set(registry.handlers.values())) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}
+    schemas |= typed.schemas(set(registry.handlers.values()), set(subscriptions) & registry.notifiers.keys()) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}
     schemas |= problem_examples.schemas() | webhooks.schemas()
     components["examples"] = problem_examples.examples()
     components["headers"] = dict(_headers())

@@ -21,10 +21,13 @@ _START = "#/components/schemas/"
 _ONE_START: Schema = {"not": {"required": ["run_at", "delay"], "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}}}}
 
 
-def schemas(handlers: Iterable[Handler[Any, Any]]) -> dict[str, Schema]:
-    """``TaskIn``, a union discriminated by ``type``; ``Task``, any answer; and for each type a ``Submit.``, a ``Task.`` and what they need."""
+def schemas(handlers: Iterable[Handler[Any, Any]], notifiers: Iterable[str] = ()) -> dict[str, Schema]:
+    """``TaskIn``, a union discriminated by ``type``; ``Task``, any answer; and for each type a ``Submit.``, a ``Task.`` and what they need.
+
+    ``notifiers`` are those that a submission may name.
+    """
     installed = sorted(handlers, key=lambda handler: handler.type)
-    envelope, row = TaskIn.model_json_schema() | _ONE_START, TaskOut.model_json_schema(mode="serialization", ref_template=_START + "{model}")
+    envelope, row = _envelope(sorted(notifiers)), TaskOut.model_json_schema(mode="serialization", ref_template=_START + "{model}")
     row.pop("$defs", None)
     preview = _preview(envelope, row)
     if not installed:
@@ -36,6 +39,17 @@ def schemas(handlers: Iterable[Handler[Any, Any]]) -> dict[str, Schema]:
         found[f"Submit.{handler.type}"] = _submission(handler, envelope, payloads[handler.type], models)
         found[f"Task.{handler.type}"] = _task(handler, row, payloads[handler.type], results[handler.type])
     return found | {"TaskIn": _union(installed), "Task": _any_task(installed)}
+
+
+def _envelope(notifiers: list[str]) -> Schema:
+    schema = TaskIn.model_json_schema() | _ONE_START
+    # Where the operator allows none, whatever is sent as `notify` is refused.
+    notify = schema["properties"].pop("notify")
+    if notifiers:
+        subscriptions = next(option for option in notify["anyOf"] if option.get("type") == "array")
+        subscriptions["items"]["properties"]["notifier"] = {"enum": notifiers}
+        schema["properties"]["notify"] = notify
+    return schema
 
 
 def _models(adapters: Iterable[tuple[Handler[Any, Any], TypeAdapter[Any]]], kind: str, mode: Any) -> tuple[dict[str, Schema], dict[str, Schema]]:

@@ -80,6 +80,12 @@ async def test_a_mistake_is_named_and_no_secret_is_told(client: AsyncClient, eng
     assert rows(engine) == []
 
 
+async def test_the_document_names_the_notifiers_that_may_be_asked_for(client: AsyncClient) -> None:
+    document = (await client.get("http://test/openapi.json")).json()
+    notify = document["components"]["schemas"]["Submit.anything"]["properties"]["notify"]
+    assert [option["items"]["properties"]["notifier"] for option in notify["anyOf"] if "items" in option] == [{"enum": ["pigeon"]}]
+
+
 async def test_the_nearest_notifier_is_named(client: AsyncClient) -> None:
     answer = await client.post("/tasks", json={"type": "anything", "payload": 1, "notify": [{"notifier": "pigoen"}]})
     assert "'pigeon'" in answer.json()["errors"][0]["detail"]
@@ -94,3 +100,7 @@ class TestWhereTheOperatorAllowsNone:
         answer = await client.post("/tasks", json={"type": "anything", "payload": 1, "notify": [WISH]})
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/notify/0/notifier")
         assert (await client.post("/tasks", json={"type": "anything", "payload": 1, "notify": []})).status_code == 201
+
+    async def test_the_document_has_no_word_of_it(self, client: AsyncClient) -> None:
+        document = (await client.get("http://test/openapi.json")).json()
+        assert "notify" not in document["components"]["schemas"]["Submit.anything"]["properties"]
