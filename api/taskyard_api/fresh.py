@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from taskyard.lifecycle import NewTask
+from taskyard.records import NewTask
 
 VALIDATED = ("type", "payload", "priority", "queue", "run_at", "delay", "expires_at", "timeout", "max_attempts", "tags", "metadata", "unique_key")
 

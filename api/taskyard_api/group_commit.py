@@ -18,7 +18,7 @@ from sqlalchemy import RowMapping
 from taskyard import failpoints, lifecycle
 from taskyard.errors import Unavailable, UniqueConflict
 from taskyard.idempotency import IdempotencyKey, replay
-from taskyard.lifecycle import NewTask
+from taskyard.records import NewTask
 from taskyard_api.database import Database
 
 MAX_FLUSHES = 2

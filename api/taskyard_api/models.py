@@ -9,8 +9,8 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from taskyard.events import NO_TASK
-from taskyard.levels import Level
 from taskyard.lifecycle import Status
+from taskyard.logline import Level
 from taskyard.place import COUNT_LIMIT
 
 Text = Annotated[str, BeforeValidator(str)]

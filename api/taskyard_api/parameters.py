@@ -27,8 +27,8 @@ from typing_extensions import TypedDict
 from taskyard.delivery_lists import DeliveryFilters
 from taskyard.errors import InvalidInput, NotFound
 from taskyard.events import DIGEST, EVENT_TYPES, SYSTEM_EVENT_TYPES
-from taskyard.levels import Level
 from taskyard.lifecycle import Status
+from taskyard.logline import Level
 from taskyard.queries import TaskFilters
 from taskyard.validation import Instant, nearest, problems_of
 

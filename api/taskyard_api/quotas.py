@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pydantic_core import to_json
 
 from taskyard import quotas
-from taskyard.lifecycle import NewTask
+from taskyard.records import NewTask
 from taskyard.settings import QuotaSettings
 from taskyard_api.database import Database
 from taskyard_api.errors import PayloadTooLarge, QuotaExceeded

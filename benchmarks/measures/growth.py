@@ -18,8 +18,8 @@ from benchmarks.history import fill, fill_line
 from benchmarks.parts import engine_of, scratch_database
 from benchmarks.run import Run
 from taskyard import cursors, lifecycle, queries
-from taskyard.lifecycle import Finished, NewTask
 from taskyard.queries import TaskFilters
+from taskyard.records import Finished, NewTask
 
 NAMESPACE, TYPES, LIMIT = "default", ["bench.sync"], 50
 #: Bytes of disk that a task of the past takes, with its events, indexes and WAL.

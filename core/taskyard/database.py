@@ -1,15 +1,13 @@
-"""Engines for PostgreSQL, sync (psycopg) and async (asyncpg), from one URL."""
+"""The configured PostgreSQL, an engine for it, and its outages by one name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from taskyard.errors import ConfigurationError, Unavailable
 from taskyard.settings import DatabaseSettings
@@ -60,48 +58,6 @@ def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None 
             "options": f"-c statement_timeout={int(settings.statement_timeout * 1000)} -c idle_in_transaction_session_timeout={STANDSTILL} -c jit=off",
         },
     )
-
-
-def async_engine(settings: DatabaseSettings, *, role: str) -> AsyncEngine:
-    """An engine for the REST service."""
-    url, connect_args = _asyncpg(settings, role)
-    engine = create_async_engine(
-        url,
-        pool_size=settings.pool_size,
-        max_overflow=0,
-        pool_timeout=settings.connect_timeout,
-        json_deserializer=from_json,
-        connect_args=connect_args,
-    )
-    event.listen(engine.sync_engine, "checkout", _drop_closed)
-    return engine
-
-
-def asyncpg_arguments(settings: DatabaseSettings, *, role: str) -> dict[str, Any]:
-    """What asyncpg.connect needs to connect as :func:`async_engine` does."""
-    url, connect_args = _asyncpg(settings, role)
-    return {**url.get_dialect()().create_connect_args(url)[1], **connect_args}
-
-
-def _asyncpg(settings: DatabaseSettings, role: str) -> tuple[URL, dict[str, Any]]:
-    url = database_url(settings, "asyncpg")
-    query = dict(url.query)
-    # asyncpg knows libpq's sslmode only under its own name.
-    ssl: dict[str, Any] = {"ssl": query.pop("sslmode")} if "sslmode" in query else {}
-    server_settings = {
-        "application_name": f"{APPLICATION}-{role}",
-        "statement_timeout": str(int(settings.statement_timeout * 1000)),
-        "idle_in_transaction_session_timeout": str(STANDSTILL),
-        # Compiling our short statements takes longer than running them: 160 ms of 175 for the queues' depths.
-        "jit": "off",
-    }
-    return url.set(query=query), ssl | {"timeout": settings.connect_timeout, "command_timeout": settings.statement_timeout, "server_settings": server_settings}
-
-
-def _drop_closed(connection: Any, _record: Any, _proxy: Any) -> None:
-    """After a restart of the database, no request pays for a connection that died while it was idle. Costs no round trip."""
-    if connection.driver_connection.is_closed():
-        raise InvalidatePoolError("the server closed an idle connection")
 
 
 #: SQLSTATEs of a server that is stopping, starting, full, or not set up yet: no such database, no such table.

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, RowMapping, text
 from taskyard import routes, system
 from taskyard.errors import IllegalTransition, NotFound
 from taskyard.events import NO_TASK
-from taskyard.routes import SUBSCRIBED
+from taskyard.settings import SUBSCRIBED
 from taskyard.storable import to_json
 
 #: The statuses that nothing moves on by itself.

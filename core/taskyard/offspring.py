@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, RowMapping, text
 
 from taskyard import lifecycle
-from taskyard.lifecycle import NewTask
+from taskyard.records import NewTask
 from taskyard.storable import to_json
 
 #: A key's holder may end between two statements: then the key is free, and the child is submitted again. So often at most.

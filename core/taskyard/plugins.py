@@ -18,8 +18,7 @@ from taskyard.errors import ConfigurationError, IncompatiblePlugin, InvalidHandl
 from taskyard.handlers import Handler
 from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier
-from taskyard.routes import SUBSCRIBED
-from taskyard.settings import Route, Settings
+from taskyard.settings import SUBSCRIBED, Route, Settings
 from taskyard.storable import storable_text
 from taskyard.timelimit import TimeIsUp, limited
 

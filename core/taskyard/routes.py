@@ -14,9 +14,6 @@ from taskyard.errors import NotFound
 from taskyard.settings import Route
 from taskyard.validation import nearest
 
-#: How the routes are named that stand for one task's subscriptions: with their numbers. No configured route is named so.
-SUBSCRIBED = "notify/"
-
 #: Does a route (``r``) want an event (``told``, with the columns of its task)? Whoever writes deliveries asks so.
 WANTS = """told.event = ANY (r.events)
     AND told.priority >= r.min_priority

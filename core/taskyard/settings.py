@@ -21,6 +21,9 @@ Period = Annotated[float | None, Field(ge=60, le=durations.LONGEST.total_seconds
 Span = Annotated[float | None, Field(ge=1, le=30 * 86400), BeforeValidator(durations.seconds)]
 QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
+#: How the routes are named that stand for one task's subscriptions: with their numbers. No configured route is named so.
+SUBSCRIBED = "notify/"
+
 
 class Section(BaseModel):
     """Part of the settings: frozen, and it knows all its keys."""

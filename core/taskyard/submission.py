@@ -14,8 +14,8 @@ from pydantic_core import PydanticCustomError
 from taskyard import storable, subscriptions
 from taskyard.errors import InvalidInput, UnknownTaskType
 from taskyard.handlers import MAX_DELAY, QUEUE_PATTERN, Handler
-from taskyard.lifecycle import NewTask
 from taskyard.plugins import Registry
+from taskyard.records import NewTask
 from taskyard.storable import find_unstorable
 from taskyard.subscriptions import Notify
 from taskyard.validation import MAX_PROBLEMS, Instant, problems_of

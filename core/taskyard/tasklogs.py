@@ -1,4 +1,4 @@
-"""What handlers say with ``ctx.log``, kept with their task: at most :data:`LIMIT` bytes of each task, the oldest lines go first.
+"""What handlers say with ``ctx.log``, kept with their task: at most :data:`taskyard.logline.LIMIT` bytes of each task, the oldest lines go first.
 
 A line draws its id from the events' sequence, so that one number says how far a stream of both has come (see feed.py). Lines of a run are
 written by its fence while it runs: before its end is recorded, and never after.
@@ -11,8 +11,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-#: Bytes of a task's lines, as JSON, that are kept.
-LIMIT: Final = 1_048_576
+from taskyard.logline import LIMIT
+
 #: The type of a line in a task's stream.
 EVENT: Final = "task.log"
 #: No line has fewer bytes: its time, its level and the names of both.

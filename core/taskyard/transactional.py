@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
 
-    from taskyard.lifecycle import NewTask, Status
+    from taskyard.lifecycle import Status
     from taskyard.plugins import Registry
+    from taskyard.records import NewTask
 
 
 @dataclass(frozen=True, slots=True)

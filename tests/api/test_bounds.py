@@ -87,7 +87,7 @@ LIMITS = {
 }
 #: Limits of what does not come by one request, and the tests that hold them.
 ELSEWHERE = {
-    "a task's log lines, as JSON": ("worker/test_task_logs.py", "tasklogs.LIMIT"),
+    "a task's log lines, as JSON": ("worker/test_task_logs.py", "logline.LIMIT"),
     "characters of a log line's message, and of each of its fields": ("worker/test_loglines.py", "8000"),
     "a result, as JSON": ("worker/test_runs.py", "result-too-large"),
     "seconds of `Prefer: wait`": ("api/test_waits.py", "wait=60"),

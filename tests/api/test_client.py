@@ -24,6 +24,7 @@ from taskyard import keys, lifecycle, tasklogs
 from taskyard.client import AsyncClient, Client, New, Retries
 from taskyard.errors import ConfigurationError
 from taskyard.plugins import Registry
+from taskyard.records import Finished
 from taskyard.routes import sync_routes
 from taskyard.settings import AuthSettings, Settings
 from taskyard.up.plan import free_port
@@ -124,7 +125,7 @@ def test_a_tasks_log_is_listed_and_followed(call: Caller, engine: Engine) -> Non
     with engine.begin() as connection:
         assert tasklogs.write(connection, rows) == [task.id]
         connection.execute(text("UPDATE tasks SET cancel_requested_at = now()"))
-        lifecycle.finish(connection, [lifecycle.Finished(task.id, 1, "cancelled")], 3)
+        lifecycle.finish(connection, [Finished(task.id, 1, "cancelled")], 3)
     assert [(line.level, line.fields["n"], line.fence) for line in call(lambda client: client.logs(task.id))] == [("info", 1, 1), ("warning", 1, 1)]
     assert [line.message for line in call(lambda client: client.logs(task.id, level=["warning", "error"]))] == ["warning"]
     followed = [(event.type, event.data.get("message")) for event in call(lambda client: client.follow(task.id))]
@@ -137,7 +138,7 @@ Outcome = Literal["succeeded", "failed", "cancelled"]
 def finish(engine: Engine, task_id: UUID, fence: int, outcome: Outcome = "succeeded", **said: Any) -> None:
     """Be that worker at the end."""
     with engine.begin() as connection:
-        lifecycle.finish(connection, [lifecycle.Finished(task_id, fence, outcome, **said)], 3)
+        lifecycle.finish(connection, [Finished(task_id, fence, outcome, **said)], 3)
 
 
 def tell(engine: Engine, task_id: UUID, count: int) -> None:

@@ -19,9 +19,9 @@ from httpx2 import AsyncClient
 from sqlalchemy import Connection, Engine, text
 
 from taskyard import feed, keys, lifecycle
-from taskyard.lifecycle import NewTask
 from taskyard.plugins import Registry
 from taskyard.queries import TaskFilters
+from taskyard.records import NewTask
 from taskyard.settings import ApiSettings, AuthSettings, Settings
 from taskyard_api import access, command, live, sse
 from taskyard_api.app import create_app

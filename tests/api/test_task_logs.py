@@ -10,7 +10,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import Engine, text
 
 from taskyard import tasklogs
-from taskyard.levels import LEVELS
+from taskyard.logline import LEVELS
 
 from .conftest import force, submit
 from .test_live import reading, service  # noqa: F401  # a fixture, asked for by its name

@@ -12,7 +12,7 @@ import uuid_utils.compat as uuid7
 from sqlalchemy import Connection, Engine, RowMapping, text
 
 from taskyard import lifecycle
-from taskyard.lifecycle import Finished, NewTask
+from taskyard.records import Finished, NewTask
 
 TYPES = ("demo.work", "demo.other")
 #: Seconds after which a queued task counts as swept; no test waits for it.

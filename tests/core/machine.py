@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, text
 from taskyard import backlog, lifecycle
 from taskyard.errors import IllegalTransition, NotFound, UniqueConflict
 from taskyard.events import EVENT_TYPES
-from taskyard.lifecycle import Finished, NewTask
+from taskyard.records import Finished, NewTask
 from taskyard.routes import sync_routes
 from taskyard.settings import Route
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from taskyard import digests, lifecycle
-from taskyard.lifecycle import Finished
+from taskyard.records import Finished
 from taskyard.routes import disable, enable, sync_routes
 from taskyard.settings import Route
 

@@ -14,7 +14,8 @@ from sqlalchemy.exc import IntegrityError
 
 from taskyard import lifecycle
 from taskyard.errors import IllegalTransition
-from taskyard.lifecycle import PERSONAL_VERBS, TRANSITIONS, Finished
+from taskyard.lifecycle import PERSONAL_VERBS, TRANSITIONS
+from taskyard.records import Finished
 from taskyard.tables import LIVE, TERMINAL
 
 from .life import Life

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from taskyard import lifecycle
-from taskyard.lifecycle import Finished
+from taskyard.records import Finished
 
 from .life import MAX_LOST, Life, counts
 

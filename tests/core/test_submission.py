@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from taskyard import Retry, handler, hookspecs
 from taskyard.errors import InvalidInput, UnknownTaskType
-from taskyard.lifecycle import NewTask
 from taskyard.plugins import Plugin, Registry
+from taskyard.records import NewTask
 from taskyard.submission import prepare
 
 

@@ -10,8 +10,8 @@ from sqlalchemy import event
 
 from taskyard import deliveries, lifecycle, retention
 from taskyard.deliveries import Tried
-from taskyard.lifecycle import NewTask
 from taskyard.masking import Hidden
+from taskyard.records import Finished, NewTask
 from taskyard.routes import sync_routes
 from taskyard.settings import Route
 
@@ -104,7 +104,7 @@ def test_a_task_without_subscriptions_asks_for_none(life: Life) -> None:
         before = connection.exec_driver_sql(counted).scalar()
         lifecycle.dispatch(connection, "default", "sync", 300, 30)
         lifecycle.claim(connection, worker, "default", "sync", tasks, ["demo.work"], 30)
-        ended = [lifecycle.Finished(id_, 1, "succeeded", result="1") for id_ in tasks]
+        ended = [Finished(id_, 1, "succeeded", result="1") for id_ in tasks]
         assert len(lifecycle.finish(connection, ended, 3)) == 200
         assert connection.exec_driver_sql(counted).scalar() == before
 

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, text
 
 from taskyard import lifecycle
 from taskyard.errors import IllegalTransition
-from taskyard.lifecycle import Finished
+from taskyard.records import Finished
 
 from .life import MAX_LOST, PARK_DELAY, STALE, TYPES, Life, new
 

@@ -177,15 +177,18 @@ async def test_terminated_connections_cost_at_most_the_calls_that_used_them(away
 
 
 @pytest.mark.parametrize("forward", [True, False], ids=["committed", "not committed"])
-async def test_a_commit_without_an_answer_is_no_success(away: tuple[Proxy, str], forward: bool) -> None:
+@pytest.mark.parametrize("commit", [b"", b"COMMIT"], ids=["one statement", "a transaction"])
+async def test_a_commit_without_an_answer_is_no_success(away: tuple[Proxy, str], commit: bytes, forward: bool) -> None:
+    """A statement that commits itself is cut at its parameters; two tasks with a unique key take a transaction."""
     proxy, url = away
+    lost = [{"type": "t.echo", "payload": {"word": "lost-on-its-way"}, "unique_key": f"lost-{n}"} for n in range(2)]
     async with _service(proxy, url) as client:
         (await _submit(client)).raise_for_status()
-        trap = proxy.cut_at(b"lost-on-its-way", forward=forward)
-        answer = await _submit(client, "lost-on-its-way")
+        trap = proxy.cut_at(b"lost-on-its-way", commit, forward=forward)
+        answer = await (client.post("/api/v1/tasks/batch", json={"tasks": lost}) if commit else client.post("/api/v1/tasks", json=lost[0]))
         assert trap.sprung.is_set()
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
         with psycopg.connect(url, autocommit=True) as connection:
             count = "SELECT count(*) FROM tasks WHERE payload ->> 'word' = 'lost-on-its-way'"
-            until(lambda: connection.execute(count).fetchone() == (1 if forward else 0,))
+            until(lambda: connection.execute(count).fetchone() == ((2 if commit else 1) if forward else 0,))
         await _works_again(client)

@@ -20,8 +20,8 @@ from sqlalchemy import Engine
 
 from taskyard import deliveries, lifecycle
 from taskyard.deliveries import Tried
-from taskyard.lifecycle import NewTask
 from taskyard.plugins import load_plugins_for
+from taskyard.records import NewTask
 from taskyard.routes import sync_routes
 from taskyard.settings import DatabaseSettings, Route, Settings
 from taskyard_api.app import create_app

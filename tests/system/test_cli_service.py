@@ -23,6 +23,7 @@ from sqlalchemy import Engine
 
 from taskyard import lifecycle, tasklogs
 from taskyard.plugins import load_plugins
+from taskyard.records import Finished
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_api.app import create_app
 from tests.stack import until
@@ -106,7 +107,7 @@ def run(engine: Engine, id_: str, outcome: Any) -> None:
         lifecycle.register_worker(connection, worker, "w", [QUEUE], {})
         lifecycle.dispatch(connection, QUEUE, "async", 10, 60)
         (row,) = lifecycle.claim(connection, worker, QUEUE, "async", [UUID(id_)], ["http.request"], 1)
-        lifecycle.finish(connection, [lifecycle.Finished(row["id"], row["fence"], outcome, result='{"status": 200}')], 3)
+        lifecycle.finish(connection, [Finished(row["id"], row["fence"], outcome, result='{"status": 200}')], 3)
 
 
 def wait_until_submitted(client: Client) -> str:
@@ -338,7 +339,7 @@ def test_who_waits_at_a_terminal_sees_progress_while_it_runs(client: Client, eng
     until(lambda: b"half of it [bold]" in seen, 30, "the progress")
     assert process.poll() is None
     with engine.begin() as connection:
-        lifecycle.finish(connection, [lifecycle.Finished(id_, row["fence"], "succeeded", result="{}")], 3)
+        lifecycle.finish(connection, [Finished(id_, row["fence"], "succeeded", result="{}")], 3)
     out, _ = process.communicate(timeout=60)
     reader.join(30)
     os.close(ours)
@@ -371,7 +372,7 @@ def test_a_tasks_log_is_shown_from_a_level_on_and_followed_to_its_end(client: Cl
     assert following.stdout is not None
     assert json.loads(following.stdout.readline())["fields"] == {"size": 3}
     with engine.begin() as connection:
-        lifecycle.finish(connection, [lifecycle.Finished(UUID(id_), 1, "succeeded", result="{}")], 3)
+        lifecycle.finish(connection, [Finished(UUID(id_), 1, "succeeded", result="{}")], 3)
     # Not by communicate(), which passes over what was read ahead.
     rest = following.stdout.read()
     assert (following.wait(60), [json.loads(line)["level"] for line in rest.splitlines()]) == (0, ["error"])

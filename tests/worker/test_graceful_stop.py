@@ -15,8 +15,8 @@ import uuid_utils.compat as uuid7
 from sqlalchemy import Engine, create_engine, text
 
 from taskyard import lifecycle
-from taskyard.lifecycle import Finished, NewTask
 from taskyard.metrics import Tally
+from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
 from taskyard_worker.ledger import Ledger
 from tests.stack import Stack, until

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, event
 
 from taskyard import metrics
-from taskyard.lifecycle import Finished
 from taskyard.metrics import FINISHED, STALE, WAIT, Tally
+from taskyard.records import Finished
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_worker.ledger import Ledger
 from tests.core.life import TYPES, Life

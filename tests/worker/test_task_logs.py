@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import RowMapping, text
 
-from taskyard import tasklogs
+from taskyard import logline
 from tests.stack import Stack, until
 
 
@@ -53,7 +53,7 @@ def test_of_too_many_lines_the_newest_are_kept_and_the_others_counted(stack: Sta
     assert [line["fields"]["n"] for line in kept] == list(range(2000 - len(kept), 2000))
     assert dropped(stack, task) == 3 + 2000 - len(kept)
     size = sum(line["bytes"] for line in kept)
-    assert tasklogs.LIMIT - 1200 < size <= tasklogs.LIMIT
+    assert logline.LIMIT - 1200 < size <= logline.LIMIT
     assert stack.value("SELECT bytes FROM task_log_totals WHERE task_id = :id", id=task) == size
 
 
@@ -69,7 +69,7 @@ def test_a_handler_that_logs_in_a_tight_loop_is_ended_in_time_and_holds_up_nobod
     numbers = [line["fields"]["n"] for line in kept]
     assert numbers == sorted(numbers)
     assert numbers[-1] == dropped(stack, task) + len(kept), "each line was kept or counted"
-    assert sum(line["bytes"] for line in kept) <= tasklogs.LIMIT
+    assert sum(line["bytes"] for line in kept) <= logline.LIMIT
 
 
 def test_a_task_that_logs_nothing_has_no_rows(stack: Stack) -> None:

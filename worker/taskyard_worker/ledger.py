@@ -21,8 +21,8 @@ from sqlalchemy import Connection, Engine, RowMapping
 from taskyard import failpoints, lifecycle, metrics, offspring
 from taskyard.channels import announce
 from taskyard.database import is_outage
-from taskyard.lifecycle import Finished, NewTask
 from taskyard.metrics import Tally
+from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
 
 log = structlog.get_logger(__name__)

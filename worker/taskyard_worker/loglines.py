@@ -19,8 +19,8 @@ from typing import Any, Generic, TypeVar
 import structlog
 from pydantic_core import to_json
 
-from taskyard import logs, tasklogs
-from taskyard.levels import LEVELS
+from taskyard import logs
+from taskyard.logline import LEVELS, LIMIT
 from taskyard.storable import find_unstorable, storable_text
 
 #: Seconds between two messages with lines of one child.
@@ -129,7 +129,7 @@ class Rings(Generic[Run]):
         for line in lines:
             ring.lines.append(line)
             self._grow(ring, len(line))
-            while ring.lines and (ring.size > tasklogs.LIMIT or self._size > self.most):
+            while ring.lines and (ring.size > LIMIT or self._size > self.most):
                 self._grow(ring, -len(ring.lines.popleft()))
                 ring.dropped += 1
 

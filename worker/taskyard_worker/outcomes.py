@@ -6,7 +6,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from taskyard.handlers import Retry
-from taskyard.lifecycle import Finished
+from taskyard.records import Finished
 
 #: Why the engine ended a run, if it did.
 Reason = Literal["timeout", "cancel", "stop"]

@@ -20,8 +20,8 @@ import structlog
 from sqlalchemy import RowMapping
 
 from taskyard import failpoints, lifecycle, metrics
-from taskyard.lifecycle import Finished, NewTask
 from taskyard.plugins import Registry
+from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
 from taskyard.storable import from_json
 from taskyard_worker.ending import end_async, end_sync

@@ -25,8 +25,7 @@ from taskyard.handlers import MAX_DELAY, Context, Handler, Reporter, Submission
 from taskyard.masking import secrets_in
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
 from taskyard.plugins import Registry, route_options
-from taskyard.routes import SUBSCRIBED
-from taskyard.settings import Route, Settings
+from taskyard.settings import SUBSCRIBED, Route, Settings
 from taskyard.storable import find_unstorable, from_json, storable_text, to_json
 from taskyard.upgrades import read_payload
 from taskyard_worker import loglines

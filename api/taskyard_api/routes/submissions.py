@@ -15,7 +15,7 @@ from sqlalchemy import RowMapping
 from taskyard import idempotency, lifecycle
 from taskyard.errors import IdempotencyMismatch, InvalidInput, Unavailable, UniqueConflict, UnknownTaskType
 from taskyard.idempotency import IdempotencyKey
-from taskyard.lifecycle import NewTask
+from taskyard.records import NewTask
 from taskyard.submission import prepare, prepare_all
 from taskyard_api.body import batch_of, json_object
 from taskyard_api.conditions import etag
