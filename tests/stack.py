@@ -152,7 +152,12 @@ class Stack:
         """Stop a role; answers its exit code."""
         process = self.processes.pop(name)
         process.send_signal(how)
-        return process.wait(seconds)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"{name} did not end within {seconds} s. The end of its log:\n{self.log(name)[-5000:]}") from None
 
     def close(self) -> None:
         """Stop everything."""

@@ -194,6 +194,7 @@ class TaskTypeOut(Out):
     description: str
     plugin: str
     lane: Literal["sync", "async"]
+    batch: int | None = Field(description="Most tasks that one call of its handler takes; null for one at a time.")
     defaults: Defaults
     payload_schema: dict[str, Any] = Field(description="JSON Schema of the payload.")
     result_schema: dict[str, Any] = Field(description="JSON Schema of the result.")

@@ -95,13 +95,18 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def registry() -> Registry:
+def hooks() -> pluggy.PluginManager:
+    """Nobody's hooks."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
+    return manager
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
     sample = Plugin("sample", "taskyard-sample", "1.0", handlers=[h.owned_by("sample") for h in (fetch, draw, anything, breaks)], notifiers=[Pigeon()])
     broken = Plugin("broken", "taskyard-broken", "0.1", state="failed", reason="ImportError: no module named 'nowhere'")
-    return Registry([sample, broken], manager)
+    return Registry([sample, broken], hooks())
 
 
 @pytest.fixture(scope="session")

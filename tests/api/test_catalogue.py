@@ -7,9 +7,12 @@ import pytest
 from httpx2 import AsyncClient
 from sqlalchemy import Engine
 
-from taskyard.plugins import Registry
+from taskyard import handler
+from taskyard.plugins import Plugin, Registry
 from taskyard.routes import disable, sync_routes
 from taskyard.settings import Settings
+from taskyard_api.app import create_app
+from tests.api.conftest import client_of, hooks
 
 pytestmark = pytest.mark.anyio
 
@@ -20,10 +23,21 @@ async def test_task_types_tell_schemas_defaults_and_plugin(client: AsyncClient) 
     fetch = (await client.get("/task-types/pages.fetch")).json()
     assert fetch == items[2]
     assert fetch["description"] == "Fetch a page and say how large it is."
-    assert (fetch["plugin"], fetch["lane"]) == ("sample", "async")
+    assert (fetch["plugin"], fetch["lane"], fetch["batch"]) == ("sample", "async", None)
     assert fetch["defaults"] == {"queue": "io", "priority": 6, "timeout": 30.0, "max_attempts": 5}
     jsonschema.validate({"url": "http://x"}, fetch["payload_schema"])
     jsonschema.validate({"size": 1}, fetch["result_schema"])
+
+
+async def test_a_batch_handler_tells_how_many_tasks_a_call_takes(api_settings: Settings) -> None:
+    @handler("crowd.greet", batch=50)
+    def greet(payloads: list[str]) -> list[str]:
+        """Greet them all."""
+        return payloads
+
+    app = create_app(api_settings, Registry([Plugin("crowd", "taskyard-crowd", "1.0", handlers=[greet.owned_by("crowd")])], hooks()))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert (await client.get("/task-types/crowd.greet")).json()["batch"] == 50
 
 
 async def test_an_unknown_task_type_is_a_404_with_the_nearest(client: AsyncClient) -> None:

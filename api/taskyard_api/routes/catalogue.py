@@ -26,6 +26,7 @@ def _task_type(handler: Handler[Any, Any]) -> TaskTypeOut:
         description=handler.description,
         plugin=handler.plugin,
         lane="async" if handler.is_async else "sync",
+        batch=handler.batch,
         defaults=Defaults(queue=handler.queue, priority=handler.priority, timeout=handler.timeout, max_attempts=handler.retry.max_attempts),
         payload_schema=handler.payload_schema(),
         result_schema=handler.result_schema(),
