@@ -61,11 +61,12 @@ __all__ = [
     "submit_async",
 ]
 
+if not TYPE_CHECKING:  # To a type checker it would say that there is every name.
 
-def __getattr__(name: str) -> Any:
-    """The HTTP client is loaded by whoever asks for it (PEP 562): most processes never do, and it takes a fifth of what Taskyard itself takes."""
-    if name not in ("http_client", "read_limited", "retry_after"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from taskyard import outbound
+    def __getattr__(name: str) -> Any:
+        """The HTTP client is loaded by whoever asks for it (PEP 562): most processes never do, and it takes a fifth of what Taskyard itself takes."""
+        if name not in ("http_client", "read_limited", "retry_after"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from taskyard import outbound
 
-    return getattr(outbound, name)
+        return getattr(outbound, name)

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from taskyard import levels
+from taskyard import logline
 from taskyard.cli.output import AsJson, console, local_time, say, text, write_json
 from taskyard.cli.rest import Key, ProfileName, Url, complete_id, connect
 from taskyard.client import LogLine
 
 LogId = Annotated[str, typer.Argument(help="Task id.", metavar="ID", autocompletion=complete_id)]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines, until the task has ended.")]
-Least = Annotated[levels.Level, typer.Option("--level", help="Least severity.")]
+Least = Annotated[logline.Level, typer.Option("--level", help="Least severity.")]
 
 
 def logs(
@@ -28,7 +28,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Show what a task's handler has logged."""
-    wanted = levels.LEVELS[levels.LEVELS.index(level) :]
+    wanted = logline.LEVELS[logline.LEVELS.index(level) :]
     with connect(url, key, profile) as client:
         if dropped := client.call("GET", "tasks", id, "logs", params={"limit": 1})["dropped"]:
             say(f"{dropped} lines are not kept: there was more than 1 MiB of them, or they came faster than they could be written.")
