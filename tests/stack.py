@@ -155,9 +155,12 @@ class Stack:
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
+            # Celery's worker then logs what each of its threads does.
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(2)
             process.kill()
             process.wait()
-            raise AssertionError(f"{name} did not end within {seconds} s. The end of its log:\n{self.log(name)[-5000:]}") from None
+            raise AssertionError(f"{name} did not end within {seconds} s. The end of its log:\n{self.log(name)[-20000:]}") from None
 
     def close(self) -> None:
         """Stop everything."""

@@ -24,6 +24,7 @@ def _later() -> list[Any]:
     return revisions[::-1][1:]
 
 
+@pytest.mark.one_pair
 @pytest.mark.parametrize("revision", _later(), ids=lambda revision: revision.revision)
 def test_a_migration_only_expands_unless_it_says_otherwise(revision: Any, empty_url: str, empty: Engine) -> None:
     runner.upgrade(empty_url, revision.down_revision)
@@ -33,6 +34,7 @@ def test_a_migration_only_expands_unless_it_says_otherwise(revision: Any, empty_
     assert bool(found) is getattr(revision.module, "contract", False), found
 
 
+@pytest.mark.one_pair
 @pytest.mark.parametrize("revision", _later(), ids=lambda revision: revision.revision)
 def test_an_index_on_a_table_with_rows_is_made_concurrently(revision: Any, empty_url: str, empty: Engine) -> None:
     runner.upgrade(empty_url, revision.down_revision)
@@ -43,6 +45,7 @@ def test_an_index_on_a_table_with_rows_is_made_concurrently(revision: Any, empty
         assert not re.search(rf"CREATE (UNIQUE )?INDEX (?!CONCURRENTLY).* ON {table}\b", config.output_buffer.getvalue())
 
 
+@pytest.mark.one_pair
 @pytest.mark.parametrize(
     ("change", "found"),
     [

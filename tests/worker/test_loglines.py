@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from taskyard import tasklogs
 from taskyard_worker import loglines
 from taskyard_worker.loglines import Outbox, Rings, line
 
@@ -46,7 +45,7 @@ def test_no_line_raises_in_its_handler() -> None:
 
 
 def test_the_newest_lines_push_out_their_own_runs_oldest_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasklogs, "LIMIT", 40)
+    monkeypatch.setattr(loglines, "LIMIT", 40)
     rings = Rings[str](60)
     rings.add("a", [f"a{n:08}" for n in range(10)])
     rings.add("b", ["b" * 10] * 3)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from celery.platforms import SecurityWarning
+from celery.utils.nodenames import default_nodename, host_format
 
 from taskyard.settings import load_settings
 from taskyard_worker.app import create_app
@@ -23,7 +24,7 @@ def worker(
     settings = load_settings(worker=overrides) if overrides else load_settings()
     app = create_app(settings)
     # Several workers on one host need names that differ: %n would be the same for all.
-    hostname = name or f"taskyard-{uuid.uuid4().hex[:6]}@%h"
+    hostname = host_format(default_nodename(name or f"taskyard-{uuid.uuid4().hex[:6]}@%h"))
     # Handlers run as the user that starts the worker; Celery's long warning for root is about pickle, which is off.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     # What `celery worker` does. By way of Celery's command line, its shell, Flower and Redis's client would be imported, too: 0.4 s of 1.1.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -16,6 +18,7 @@ from kombu.exceptions import ChannelError
 
 from taskyard import failpoints
 from taskyard.dispatch.app import DELIVER, RUN, broker_queue, delivery_queue, is_amqp
+from taskyard.dispatch.confirms import Confirms
 from taskyard.errors import TaskyardError
 from taskyard.lifecycle import Hint
 from taskyard.settings import BrokerSettings
@@ -43,6 +46,20 @@ class QueueSilent(QueueRefused):
 SILENCES = 2
 
 
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """What is sent for something: its ids, and the names that Flower shows."""
+
+    what: Any
+    ids: list[Any]
+    task_id: str
+    shadow: str
+
+
+def _whats(messages: Mapping[int, _Message]) -> list[Any]:
+    return [message.what for message in messages.values()]
+
+
 class Publisher:
     """One connection to the broker, kept by the dispatcher alone. Not thread-safe."""
 
@@ -51,14 +68,14 @@ class Publisher:
         self._settings = settings
         self._connection: Connection | None = None
         self._producer: Any = None
+        self._confirms: Confirms | None = None
         self._looking: Any = None
         self._declared: set[str] = set()
-        self._returned = False
         self._silences: Counter[str] = Counter()
 
     def close(self, *, politely: bool = True) -> None:
         """Drop the connection; the next call makes a new one. Politely, the broker is told, and has to answer."""
-        connection, self._connection, self._producer, self._looking = self._connection, None, None, None
+        connection, self._connection, self._producer, self._confirms, self._looking = self._connection, None, None, None, None
         self._declared.clear()
         if connection is not None:
             with _quietly():
@@ -93,55 +110,66 @@ class Publisher:
                 return 0
 
     def publish(self, queue: str, lane: str, bundles: Sequence[Sequence[Hint]]) -> None:
-        """Send one message a bundle, each confirmed.
+        """Send one message a bundle, and wait until all are confirmed.
 
         Raises:
             BrokerAway: with the bundles that the broker has not confirmed.
         """
-        target = broker_queue(self._settings, queue, lane)
-        for position, bundle in enumerate(bundles):
-            with self._outages(target, unpublished=bundles[position:]):
-                # Flower shows the first task's id and type, and how many travel with it.
-                name = str(bundle[0].id) if len(bundle) == 1 else f"{bundle[0].id}+{len(bundle) - 1}"
-                self._send(RUN, target, [str(hint.id) for hint in bundle], task_id=name, shadow=bundle[0].type)
+        # Flower shows the first task's id and type, and how many travel with it.
+        names = [str(bundle[0].id) if len(bundle) == 1 else f"{bundle[0].id}+{len(bundle) - 1}" for bundle in bundles]
+        messages = [_Message(bundle, [str(hint.id) for hint in bundle], name, bundle[0].type) for bundle, name in zip(bundles, names, strict=True)]
+        self._publish(RUN, broker_queue(self._settings, queue, lane), messages)
 
     def publish_deliveries(self, ids: Sequence[int], names: Sequence[str]) -> None:
         """Send one message a delivery. Raises BrokerAway with the ids that were not confirmed."""
-        target = delivery_queue(self._settings)
-        for position, (id_, notifier) in enumerate(zip(ids, names, strict=True)):
-            with self._outages(target, unpublished=ids[position:]):
-                self._send(DELIVER, target, [id_], task_id=f"delivery-{id_}", shadow=f"deliver.{notifier}")
+        messages = [_Message(id_, [id_], f"delivery-{id_}", f"deliver.{notifier}") for id_, notifier in zip(ids, names, strict=True)]
+        self._publish(DELIVER, delivery_queue(self._settings), messages)
 
-    def _send(self, name: str, target: Queue, ids: list[Any], *, task_id: str, shadow: str) -> None:
-        # A queue that was deleted behind our back returns its messages: declare it anew and send once more.
-        for _ in range(2):
-            self._declare(target)
-            self._returned = False
-            failpoints.hit("publish.unsent")
-            producer = self._ready_producer()
-            try:
+    def _publish(self, name: str, target: Queue, messages: Sequence[_Message]) -> None:
+        unconfirmed = dict(enumerate(messages))
+        with self._outages(target, unconfirmed):
+            # A queue that was deleted behind our back returns its messages: declare it anew and send them once more.
+            for _ in range(2):
+                self._declare(target)
+                self._send(name, target, unconfirmed)
+                if not unconfirmed:
+                    del self._silences[target.name]
+                    return
+                self._declared.discard(target.name)
+            raise QueueRefused(f"queue {target.name} takes no messages")
+
+    def _send(self, name: str, target: Queue, unconfirmed: dict[int, _Message]) -> None:
+        """Send messages; what a queue has taken is no longer among them."""
+        self._get_ready()
+        try:
+            for place, message in list(unconfirmed.items()):
+                failpoints.hit("publish.unsent")
+                if self._confirms:
+                    self._confirms.sending(place, message.task_id)
                 self._app.send_task(
                     name,
-                    args=[ids],
-                    task_id=task_id,
-                    shadow=shadow,
-                    argsrepr=repr(ids)[:200],
+                    args=[message.ids],
+                    task_id=message.task_id,
+                    shadow=message.shadow,
+                    argsrepr=repr(message.ids)[:200],
                     queue=target,
-                    producer=producer,
+                    producer=self._producer,
                     declare=[],
                     retry=False,
                     mandatory=True,
-                    confirm_timeout=self._settings.confirm_timeout,
                     ignore_result=True,
                 )
-            except TimeoutError as error:
-                raise QueueSilent(f"queue {target.name} confirmed nothing in {self._settings.confirm_timeout:g} s") from error
-            if not self._returned:
-                failpoints.hit("publish.confirmed")
-                del self._silences[target.name]
-                return
-            self._declared.discard(target.name)
-        raise QueueRefused(f"queue {target.name} takes no messages")
+                if not self._confirms:
+                    self._confirmed(place, unconfirmed)
+            if self._confirms:
+                for place in self._confirms.taken(self._settings.confirm_timeout):
+                    self._confirmed(place, unconfirmed)
+        except TimeoutError as error:
+            raise QueueSilent(f"queue {target.name} confirmed nothing in {self._settings.confirm_timeout:g} s") from error
+
+    def _confirmed(self, place: int, unconfirmed: dict[int, _Message]) -> None:
+        del unconfirmed[place]
+        failpoints.hit("publish.confirmed")
 
     def _replace_if_silent(self, target: Queue) -> None:
         """Delete a queue that stays silent; it is declared anew with the next message, and its messages were hints.
@@ -173,37 +201,34 @@ class Publisher:
         """Options that bound each wait for the broker: one that is stopped keeps its connections, and says nothing."""
         seconds = self._settings.confirm_timeout
         if is_amqp(self._settings):
-            return {"confirm_publish": True, "read_timeout": seconds, "write_timeout": seconds}
+            return {"read_timeout": seconds, "write_timeout": seconds}
         return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
 
-    def _ready_producer(self) -> Any:
+    def _get_ready(self) -> None:
         if self._producer is None:
-            # Only RabbitMQ returns what it can't route.
-            on_return = self._on_return if is_amqp(self._settings) else None
-            self._producer = self._app.amqp.Producer(self._connected(), on_return=on_return)
-        return self._producer
-
-    def _on_return(self, *_: Any) -> None:
-        self._returned = True
+            channel = self._connected().channel()
+            # Only RabbitMQ confirms.
+            self._confirms = Confirms(self._connected(), channel) if is_amqp(self._settings) else None
+            self._producer = self._app.amqp.Producer(channel)
 
     @contextmanager
-    def _outages(self, target: Queue, unpublished: Sequence[Any] = ()) -> Iterator[None]:
+    def _outages(self, target: Queue, unconfirmed: Mapping[int, _Message] = MappingProxyType({})) -> Iterator[None]:
         try:
             yield
         except QueueSilent as error:
             # Its channel waits for the queue, and would not even close.
             self.close(politely=False)
-            with self._outages(target, unpublished):
+            with self._outages(target, unconfirmed):
                 self._replace_if_silent(target)
-            raise QueueSilent(str(error), unpublished) from error
+            raise QueueSilent(str(error), _whats(unconfirmed)) from error
         # The broker is there, and says no: a queue that was declared otherwise, or a limit on it.
         except (ChannelError, MessageNacked, QueueRefused) as error:
             self.close()
-            raise QueueRefused(f"{type(error).__name__}: {error}", unpublished) from error
+            raise QueueRefused(f"{type(error).__name__}: {error}", _whats(unconfirmed)) from error
         # What a broken connection raises differs by transport, and a wrong message can't reach here: all of it is an outage.
         except Exception as error:
             self.close(politely=False)
-            raise BrokerAway(f"{type(error).__name__}: {error}", unpublished) from error
+            raise BrokerAway(f"{type(error).__name__}: {error}", _whats(unconfirmed)) from error
 
 
 @contextmanager

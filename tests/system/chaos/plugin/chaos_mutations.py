@@ -62,7 +62,7 @@ def reap() -> None:
 def confirm() -> None:
     """Messages are published blindly: no confirm, and what no queue takes is not returned."""
     _function(publisher, publisher.Publisher, "_send", {"mandatory=True": "mandatory=False"})
-    _function(publisher, publisher.Publisher, "_bounds", {'"confirm_publish": True': '"confirm_publish": False'})
+    _function(publisher, publisher.Publisher, "_get_ready", {"if is_amqp(self._settings)": "if False"})
 
 
 def terminal_guard() -> None:
