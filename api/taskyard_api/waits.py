@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from contextvars import Context
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -30,13 +31,22 @@ PAUSE = 0.5
 PAGE = 500
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """Who looks at a task. ``awaited``: its row says already that somebody waits."""
+
+    task: tuple[str, UUID]
+    awaited: bool
+    answer: asyncio.Future[RowMapping]
+
+
 class Waits:
     """Waits for one event loop. Close it before its engine."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: dict[UUID, set[asyncio.Future[None]]] = {}
-        self._asked: list[tuple[str, UUID, asyncio.Future[RowMapping]]] = []
+        self._asked: list[_Asked] = []
         self._keeper: asyncio.Task[None] | None = None
         self._looker: asyncio.Task[None] | None = None
         self._closed = False
@@ -53,8 +63,8 @@ class Waits:
         """How many wait now."""
         return sum(map(len, self._waiting.values()))
 
-    async def until_ended(self, namespace: str, task_id: UUID, seconds: float) -> RowMapping:
-        """A task's row once it has ended, or as it is after so many seconds.
+    async def until_ended(self, namespace: str, task_id: UUID, seconds: float, *, awaited: bool = False) -> RowMapping:
+        """A task's row once it has ended, or as it is after so many seconds. ``awaited``: it was submitted with that in its row.
 
         Raises:
             NotFound: it is not there.
@@ -69,7 +79,9 @@ class Waits:
             news: asyncio.Future[None] = loop.create_future()
             self._waiting.setdefault(task_id, set()).add(news)
             try:
-                row = await self._look(namespace, task_id)
+                row = await self._look(namespace, task_id, awaited)
+                # Once is enough, for its lives after a retry too.
+                awaited = True
                 if row["ended"] is not None or self._closed or loop.time() >= end:
                     return row
                 with suppress(TimeoutError):
@@ -78,9 +90,9 @@ class Waits:
             finally:
                 self._forget(task_id, news)
 
-    async def _look(self, namespace: str, task_id: UUID) -> RowMapping:
+    async def _look(self, namespace: str, task_id: UUID, awaited: bool) -> RowMapping:
         answer: asyncio.Future[RowMapping] = asyncio.get_running_loop().create_future()
-        self._asked.append((namespace, task_id, answer))
+        self._asked.append(_Asked((namespace, task_id), awaited, answer))
         if self._looker is None or self._looker.done():
             self._looker = asyncio.create_task(self._look_for_all(), context=Context())
         return await answer
@@ -92,17 +104,21 @@ class Waits:
             found: dict[tuple[str, UUID], RowMapping] = {}
             trouble: Exception | None = None
             try:
-                async with self._database.begin() as connection:
-                    found = await connection.run_sync(lifecycle.await_ends, [(namespace, id_) for namespace, id_, _ in asked])
+                found = await self._rows_of([one.task for one in asked], note=not all(one.awaited for one in asked))
             except Exception as error:
                 trouble = error
-            for namespace, id_, answer in asked:
-                if answer.done():
+            for one in asked:
+                if one.answer.done():
                     continue
-                if trouble is None and (namespace, id_) in found:
-                    answer.set_result(found[namespace, id_])
+                if trouble is None and one.task in found:
+                    one.answer.set_result(found[one.task])
                 else:
-                    answer.set_exception(trouble or NotFound(f"There is no task {id_} here."))
+                    one.answer.set_exception(trouble or NotFound(f"There is no task {one.task[1]} here."))
+
+    async def _rows_of(self, tasks: list[tuple[str, UUID]], *, note: bool) -> dict[tuple[str, UUID], RowMapping]:
+        """The tasks' rows; ``note`` in those that live that somebody waits. Else it is one round trip, where a transaction is four."""
+        async with self._database.begin() if note else self._database.single() as connection:
+            return await connection.run_sync(lifecycle.await_ends if note else lifecycle.look_at, tasks)
 
     def _forget(self, task_id: UUID, news: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(task_id, set())

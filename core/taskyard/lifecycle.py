@@ -695,10 +695,20 @@ def await_ends(connection: Connection, asked: Sequence[tuple[str, UUID]]) -> dic
 
     Waits for whoever is ending one of them now, and then shows its end. A task that is not there is missing.
     """
-    values = {"ids": [id_ for _, id_ in asked], "namespaces": [namespace for namespace, _ in asked]}
-    connection.execute(_AWAIT, values)
-    statement = text("SELECT t.* FROM unnest(CAST(:ids AS uuid[]), CAST(:namespaces AS text[])) AS asked(id, namespace) JOIN tasks t USING (id, namespace)")
-    return {(row["namespace"], row["id"]): row for row in connection.execute(statement, values).mappings()}
+    connection.execute(_AWAIT, _these(asked))
+    return look_at(connection, asked)
+
+
+_LOOK = text("SELECT t.* FROM unnest(CAST(:ids AS uuid[]), CAST(:namespaces AS text[])) AS asked(id, namespace) JOIN tasks t USING (id, namespace)")
+
+
+def look_at(connection: Connection, asked: Sequence[tuple[str, UUID]]) -> dict[tuple[str, UUID], RowMapping]:
+    """The rows of tasks, by (namespace, id). A task that is not there is missing."""
+    return {(row["namespace"], row["id"]): row for row in connection.execute(_LOOK, _these(asked)).mappings()}
+
+
+def _these(tasks: Sequence[tuple[str, UUID]]) -> dict[str, Any]:
+    return {"ids": [id_ for _, id_ in tasks], "namespaces": [namespace for namespace, _ in tasks]}
 
 
 #: What a person may do with many tasks at once.

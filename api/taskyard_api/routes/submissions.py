@@ -83,7 +83,7 @@ async def submit_task(request: Request) -> Response:
         service.submitted(row)
     if options.wait is not None:
         headers |= applied(options.wait)
-        row = await _waited(service, namespace, id_, options.wait) or row
+        row = await _waited(service, namespace, id_, options.wait, awaited=not submitted.replayed) or row
     if submitted.replayed:
         return answer(TASK, row, 200, headers | etag(row["version"]) | _REPLAYED)
     if "version" in row:
@@ -91,10 +91,10 @@ async def submit_task(request: Request) -> Response:
     return _json(new_task(new, row), 201, headers | etag(1))
 
 
-async def _waited(service: Service, namespace: str, task_id: UUID, seconds: int) -> RowMapping | None:
+async def _waited(service: Service, namespace: str, task_id: UUID, seconds: int, *, awaited: bool) -> RowMapping | None:
     """A task's row after a wait. None: the database went away meanwhile, and the task is submitted all the same."""
     try:
-        return await service.waits.until_ended(namespace, task_id, seconds)
+        return await service.waits.until_ended(namespace, task_id, seconds, awaited=awaited)
     except Unavailable:
         return None
 

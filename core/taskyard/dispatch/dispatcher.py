@@ -24,6 +24,7 @@ from taskyard.channels import READY
 from taskyard.database import is_outage
 from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
+from taskyard.dispatch.gathering import Gathering
 from taskyard.dispatch.look import Outlook, lines, look
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
 from taskyard.dispatch.window import Window
@@ -79,6 +80,8 @@ class Dispatcher:
         self._refills = REFILLS[0]
         self._workers: Iterable[Mapping[str, Any]] = ()
         self._stopping = False
+        self._gathering = Gathering()
+        self._handed = 0
         self._wake_in, self._wake_out = socket.socketpair()
         self._broker_back_at = 0.0
         self._broker_failures = 0
@@ -157,7 +160,13 @@ class Dispatcher:
             if (descriptor := self._listener.fileno()) is not None:
                 readers.append(descriptor)
             ready, _, _ = select.select(readers, [], [], min(until, self._refill_at) - now)
-            if ready and Filled.NOTHING in self._heed():
+            if not ready:
+                continue
+            self._gathering.wait()
+            handed = self._handed
+            filled = self._heed()
+            self._gathering.found(self._handed - handed)
+            if Filled.NOTHING in filled:
                 return
 
     def _refill(self) -> None:
@@ -294,6 +303,7 @@ class Dispatcher:
                 hints = lifecycle.dispatch(connection, queue, lane, asked, stale)
             if not hints:
                 return Filled.NOTHING
+            self._handed += len(hints)
             failpoints.hit("dispatch.committed")
             crew = crew_of(self._workers, queue, lane)
             bundles = pack(hints, crew)
