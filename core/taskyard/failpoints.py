@@ -39,7 +39,7 @@ POINTS: Final[Mapping[str, str]] = {
     "housekeep.committed": "a dispatcher has reaped, or moved a batch of what is due or expired, and dispatched nothing",
     "dispatch.committed": "a dispatcher has marked tasks as queued and published none",
     "publish.unsent": "a dispatcher is about to send a message",
-    "publish.confirmed": "the broker has confirmed a message; the batch's next one is not sent",
+    "publish.confirmed": "the broker has confirmed a message; others that were sent with it may not be confirmed",
     "withdraw.committed": "a dispatcher has put back in line what the broker did not take",
     "delivery.dispatched": "a dispatcher has marked deliveries as queued and published none",
     "message.taken": "a worker has got a message and claimed nothing",

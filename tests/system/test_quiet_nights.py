@@ -93,7 +93,7 @@ def test_a_receiver_that_is_gone_gets_no_more_until_its_route_is_on_again_and_op
     stack = start(GONE)
     first = stack.submit("t.echo", {"word": "x"})
     until(lambda: stack.value("SELECT disabled_at FROM routes WHERE name = 'closed'"), 30, "the route to be switched off")
-    assert "route.switched_off" in stack.log("worker")
+    until(lambda: "route.switched_off" in stack.log("worker"), what="the worker's word of it")
     until(lambda: stack.witnessed("notified", "delivery.dead"), 30, "the operators' message")
     stack.wait(stack.submit("t.echo", {"word": "y"}))
     assert column(stack, "SELECT task_id FROM deliveries WHERE route = 'closed'") == [first]
