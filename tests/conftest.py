@@ -39,6 +39,7 @@ def _kinds(port: int) -> list[str]:
 #: What takes longest comes first: files are dealt out whole, and the last ones should be short.
 LONGEST = (
     "test_chaos.py",
+    "test_schemathesis.py",
     "test_workers.py",
     "test_up.py",
     "test_outages.py",

@@ -29,7 +29,7 @@ from tests.databases import cloned
 
 HERE = Path(__file__).parent
 #: For each operation, in each phase that makes them up.
-EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "15")
+EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "200")
 
 
 @contextmanager
