@@ -48,17 +48,23 @@ class Confirms:
             if left <= 0:
                 raise TimeoutError
             before = len(self._on_way)
-            self._connection.drain_events(timeout=left)
+            try:
+                self._connection.drain_events(timeout=left)
+            except TimeoutError as error:
+                # The kernel gave the connection up (ETIMEDOUT): that is no silence of the queue.
+                if error.errno is not None:
+                    raise ConnectionError(str(error)) from error
+                raise
             if len(self._on_way) < before:
                 until = time.monotonic() + seconds
-            yield from self._told()
-        # A confirmation may come while others are being sent.
-        yield from self._told()
+            yield from self.told()
+        yield from self.told()
         self._returned.clear()
         if self._nacked:
             raise MessageNacked
 
-    def _told(self) -> list[int]:
+    def told(self) -> list[int]:
+        """What is known to be taken and was not told yet: confirmations come while others are being sent, too."""
         told, self._taken = self._taken, []
         return told
 

@@ -126,6 +126,8 @@ class Publisher:
         self._publish(DELIVER, delivery_queue(self._settings), messages)
 
     def _publish(self, name: str, target: Queue, messages: Sequence[_Message]) -> None:
+        if not messages:
+            return
         unconfirmed = dict(enumerate(messages))
         with self._outages(target, unconfirmed):
             # A queue that was deleted behind our back returns its messages: declare it anew and send them once more.
@@ -164,7 +166,11 @@ class Publisher:
             if self._confirms:
                 for place in self._confirms.taken(self._settings.confirm_timeout):
                     self._confirmed(place, unconfirmed)
-        except TimeoutError as error:
+        except Exception as error:
+            for place in self._confirms.told() if self._confirms else ():
+                self._confirmed(place, unconfirmed)
+            if not isinstance(error, TimeoutError):
+                raise
             raise QueueSilent(f"queue {target.name} confirmed nothing in {self._settings.confirm_timeout:g} s") from error
 
     def _confirmed(self, place: int, unconfirmed: dict[int, _Message]) -> None:
