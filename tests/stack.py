@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,10 @@ class Stack:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             # Celery's worker then logs what each of its threads does.
+            said = len(self.log(name))
             process.send_signal(signal.SIGUSR1)
-            time.sleep(2)
+            with suppress(AssertionError):
+                until(lambda: len(self.log(name)) > said or process.poll() is not None, 5)
             process.kill()
             process.wait()
             raise AssertionError(f"{name} did not end within {seconds} s. The end of its log:\n{self.log(name)[-20000:]}") from None

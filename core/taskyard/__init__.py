@@ -64,7 +64,7 @@ __all__ = [
 if not TYPE_CHECKING:  # To a type checker it would say that there is every name.
 
     def __getattr__(name: str) -> Any:
-        """The HTTP client is loaded by whoever asks for it (PEP 562): most processes never do, and it takes a fifth of what Taskyard itself takes."""
+        """The HTTP client is loaded by whoever asks for it (PEP 562): most processes never do, and it takes nearly as long as all else here."""
         if name not in ("http_client", "read_limited", "retry_after"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from taskyard import outbound

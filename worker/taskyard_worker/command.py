@@ -27,7 +27,7 @@ def worker(
     hostname = host_format(default_nodename(name or f"taskyard-{uuid.uuid4().hex[:6]}@%h"))
     # Handlers run as the user that starts the worker; Celery's long warning for root is about pickle, which is off.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    # What `celery worker` does. By way of Celery's command line, its shell, Flower and Redis's client would be imported, too: 0.4 s of 1.1.
+    # What `celery worker` does. By way of Celery's command line, a shell, Flower and Redis's client would be imported, too.
     instance = app.Worker(hostname=hostname, loglevel=settings.log.level.upper(), without_mingle=True, without_gossip=True, quiet=True)
     instance.start()
     raise typer.Exit(instance.exitcode or 0)
