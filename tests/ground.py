@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import psutil
-from kombu import Connection
+from kombu import Connection, Queue
 from kombu.exceptions import ChannelError
 
 from taskyard import embedded
@@ -311,6 +311,15 @@ def delete(broker_url: str, *queues: str) -> int:
     """Delete queues behind everybody's back. Answers how many messages waited in them, if the broker is RabbitMQ."""
     with Connection(broker_url) as connection, connection.channel() as channel:
         return sum(channel.queue_delete(queue) or 0 for queue in queues)
+
+
+def make_anew(broker_url: str, *queues: Queue) -> None:
+    """Delete queues and declare them again in the same breath: a RabbitMQ of quorum queues nearly always leaves their consumers without messages, and tells nobody."""
+    with Connection(broker_url) as connection, connection.channel() as channel:
+        for queue in queues:
+            bound = queue.bind(channel)
+            bound.delete()
+            bound.declare()
 
 
 def depth(broker_url: str, queue: str) -> int | None:

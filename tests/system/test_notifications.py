@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 
-from tests.stack import Stack, until
+from taskyard.dispatch.app import delivery_queue
+from taskyard.settings import BrokerSettings
+from tests.ground import make_anew
+from tests.stack import QUICK, Stack, until
 
 ROUTES = """
 [[routes]]
@@ -44,6 +48,7 @@ def stack(database_url: str, broker_url: str, tmp_path: Path) -> Iterator[Stack]
         database_url,
         broker_url,
         tmp_path,
+        **QUICK,
         TASKYARD_CONFIG=str(tmp_path / "taskyard.toml"),
         TASKYARD_DELIVERIES__BASE="0.1",
         TASKYARD_DELIVERIES__FACTOR="1",
@@ -70,6 +75,12 @@ def test_events_that_a_route_wants_arrive_and_others_do_not(stack: Stack) -> Non
     assert stack.witnessed("notified", wanted[1])[0][2] == "task.failed"
     stack.wait(unwanted)
     assert stack.value("SELECT count(*) FROM deliveries WHERE task_id = :id", id=unwanted) == 0
+
+
+def test_notifications_go_on_after_their_queue_was_made_anew_behind_the_workers_back(stack: Stack, broker_url: str) -> None:
+    make_anew(broker_url, delivery_queue(BrokerSettings(url=SecretStr(broker_url), prefix=stack.prefix)))
+    task = stack.submit("t.echo", {"word": "x"})
+    until(partial(stack.witnessed, "notified", task))
 
 
 def test_a_failed_try_is_repeated_and_each_try_is_recorded(stack: Stack) -> None:

@@ -11,11 +11,11 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from taskyard.dispatch.app import create_celery
+from taskyard.dispatch.app import broker_queue, create_celery
 from taskyard.dispatch.publisher import Publisher
 from taskyard.lifecycle import Hint
 from taskyard.settings import BrokerSettings, Settings
-from tests.ground import Ground, delete, kinds, purge
+from tests.ground import Ground, delete, kinds, make_anew, purge
 from tests.stack import Stack, until
 
 #: Where the broker's kind changes nothing: the one that production has, if it is here.
@@ -88,6 +88,18 @@ def test_queues_that_are_purged_or_deleted_are_filled_again(stack: Stack, healed
         # The worker consumes from them at this moment.
         harm(healed.broker.url, *queues)
         _each_succeeded(stack, tasks)
+
+
+def test_a_worker_whose_queues_were_made_anew_behind_its_back_hears_of_tasks_again(stack: Stack, healed: Ground) -> None:
+    settings = BrokerSettings(url=SecretStr(healed.broker.url), prefix=stack.prefix)
+    queues = [broker_queue(settings, "default", lane) for lane in ("sync", "async")]
+    for _ in range(2):
+        before = len(stack.log("worker"))
+        make_anew(healed.broker.url, *queues)
+        _each_succeeded(stack, stack.submit_all([("t.echo", {"word": "heard"}, {}), ("t.asleep", {"seconds": 0}, {})] * 10))
+        # RabbitMQ tells it nothing nearly always, and of the deletion in time now and then; the other broker gives it messages as before.
+        said = stack.log("worker")[before:]
+        assert healed.kind == "embedded" or "worker.hears_nothing" in said or "ConsumerCancelled" in said
 
 
 def test_a_message_that_comes_three_times_in_any_order_is_one_run(stack: Stack) -> None:

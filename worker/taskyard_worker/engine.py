@@ -26,6 +26,7 @@ from taskyard.plugins import Registry
 from taskyard.settings import Settings
 from taskyard_worker.cancels import Cancels
 from taskyard_worker.deliverer import Deliverer
+from taskyard_worker.hearing import Hearing
 from taskyard_worker.lanes import Lane, Offer
 from taskyard_worker.lease import Lease, now
 from taskyard_worker.ledger import Ledger
@@ -95,12 +96,13 @@ def deal(rows: Sequence[RowMapping], offers: Sequence[Offer]) -> list[tuple[Offe
 class Engine:
     """One worker. ``start`` and ``stop`` block; ``offer`` may be called from any thread in between."""
 
-    def __init__(self, settings: Settings, registry: Registry, name: str, queues: list[str], processes: int) -> None:
+    def __init__(self, settings: Settings, registry: Registry, name: str, queues: list[str], processes: int, connect_anew: Callable[[], None]) -> None:
         self._settings = settings
         self._registry = registry
         self._name = name
         self._queues = queues
         self._processes = processes
+        self._connect_anew = connect_anew
         self._database = sync_engine(settings.database, role="worker", pool_size=2)
         bound_waits(self._database, settings.database)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -157,10 +159,12 @@ class Engine:
             "sync": Lane("sync", self._processes, self._claim, self._withdraw),
             "async": Lane("async", self._settings.worker.async_slots, self._claim, self._withdraw),
         }
+        idle = {**{name: lane.is_idle for name, lane in self._lanes.items()}, "deliveries": self._deliverer.is_idle}
+        self._hearing = Hearing(self._ledger, self._queues, self._settings.dispatch.sweep_after / 2, idle, self._connect_anew)
         self._ledger.start()
         await self._runner.start()
         cancels = Cancels(self._database, self._runner.cancel)
-        background = [asyncio.create_task(work) for work in (self._beat(), cancels.listen(), self._runner.report_progress())]
+        background = [asyncio.create_task(work) for work in (self._beat(), cancels.listen(), self._runner.report_progress(), self._hearing.watch())]
         self._started.set()
         await self._stop_asked.wait()
         await self._drain(self._settings.worker.stop_grace)
@@ -206,6 +210,7 @@ class Engine:
         failpoints.hit("message.taken")
         if self._stop_asked.is_set():
             return
+        self._hearing.heard(message.lane)
         if message.lane == "deliveries":
             self._spawn(self._deliverer.deliver(message))
             return

@@ -40,13 +40,14 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
         self._engine: Engine | None = None
+        self._deaf = False
 
     def on_start(self) -> None:
         """Start the engine. Called by Celery before it consumes."""
         app = self.app
         consumed = [parse_broker_queue(app.taskyard_settings.broker, name) for name in app.amqp.queues.consume_from]
         queues = sorted({parsed[0] for parsed in consumed if parsed})
-        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit)
+        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, self._connect_anew)
         self._engine.start()
 
     def on_stop(self) -> None:
@@ -108,6 +109,15 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         with suppress(BlockingIOError):
             os.write(self._wake_out, b"x")
 
+    def _connect_anew(self) -> None:
+        """Have Celery drop its connection and make a new one, with new consumers. A transport without an event loop asks for each message itself."""
+
+        def fall_deaf() -> None:
+            self._deaf = True
+
+        if self._has_event_loop:
+            self._in_celery(fall_deaf)
+
     def _call_back(self, *_: Any) -> None:
         with suppress(BlockingIOError):
             os.read(self._wake_in, 65536)
@@ -118,6 +128,10 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
             except Exception as error:
                 # A connection that broke meanwhile: the broker sends the message again, and its claim matches nothing.
                 log.warning("message.not_acknowledged", error=repr(error))
+        if self._deaf:
+            self._deaf = False
+            # Leaves Celery's event loop as a connection that was lost does.
+            raise ConnectionResetError("the broker gives nothing, although tasks are queued")
 
 
 def _settle(request: Any, state: str, runtime: float) -> None:
