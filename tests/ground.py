@@ -314,7 +314,7 @@ def delete(broker_url: str, *queues: str) -> int:
 
 
 def make_anew(broker_url: str, *queues: Queue) -> None:
-    """Delete queues and declare them again in the same breath: a RabbitMQ of quorum queues nearly always leaves their consumers without messages, and tells nobody."""
+    """Delete queues and declare them again in the same breath: RabbitMQ nearly always leaves a quorum queue's consumers without messages, and tells nobody."""
     with Connection(broker_url) as connection, connection.channel() as channel:
         for queue in queues:
             bound = queue.bind(channel)

@@ -1,8 +1,9 @@
 """Notices that the broker gives this worker nothing any more, although there is something to give.
 
 A queue that is deleted and declared anew within moments keeps its consumers, says RabbitMQ; but of a quorum queue they get nothing
-from then on: its messages count as delivered, and never leave the broker (seen with 3.10, whenever the new queue is there before its consumers are told of the old one). Neither
-side of the connection notices. Postgres does: what was queued is not claimed, by a worker that has time.
+from then on: its messages count as delivered, and never leave the broker (seen with 3.10, whenever the new queue is there before its
+consumers are told of the old one's end). Neither side of the connection notices. Postgres does: what was queued is not claimed, by a
+worker that has time. (Others met the like with later versions: rabbitmq-server issue 11228, rabbitmq-c issue 870.)
 """
 
 from __future__ import annotations
