@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from taskyard.dispatch.publisher import SILENCES
 from tests import ground as grounds
 from tests.ground import TEMPLATE, EmbeddedServer, PrivateRabbitMQ
 from tests.stack import Stack, cloned, until
@@ -78,3 +79,19 @@ def test_a_delivery_limit_drops_no_task(strict_broker: PrivateRabbitMQ, stack: S
     stack.start("worker")
     row = stack.wait(task, seconds=40)
     assert (row["status"], row["lost"]) == ("succeeded", 1)
+
+
+def test_an_alarm_of_the_broker_costs_time_and_neither_a_queue_nor_a_task(strict_broker: PrivateRabbitMQ, stack: Stack) -> None:
+    """RabbitMQ reads nothing from publishers while it is low on memory or disk, and goes on delivering."""
+    _up(stack, TASKYARD_BROKER__CONFIRM_TIMEOUT="1")
+    stack.wait(stack.submit("t.echo", {"word": "before"}), seconds=40)
+    strict_broker.ctl("set_vm_memory_high_watermark", "0.000001")
+    try:
+        tasks = [stack.submit("t.echo", {"word": "held up"}), stack.submit("t.asleep", {"seconds": 0})]
+        # More often than it takes for a silent queue to be replaced.
+        until(lambda: stack.log("dispatcher").count("RabbitMQ blocks publishers") > SILENCES, 40, "the dispatcher's complaint")
+    finally:
+        strict_broker.ctl("set_vm_memory_high_watermark", "0.4")
+    for task in tasks:
+        assert stack.wait(task, seconds=40)["status"] == "succeeded"
+    assert "broker.queue_replaced" not in stack.log("dispatcher")

@@ -72,11 +72,13 @@ class Publisher:
         self._looking: Any = None
         self._declared: set[str] = set()
         self._silences: Counter[str] = Counter()
+        self._blocked = False
 
     def close(self, *, politely: bool = True) -> None:
         """Drop the connection; the next call makes a new one. Politely, the broker is told, and has to answer."""
         connection, self._connection, self._producer, self._confirms, self._looking = self._connection, None, None, None, None
         self._declared.clear()
+        self._blocked = False
         if connection is not None:
             with _quietly():
                 if not politely and connection.connected and is_amqp(self._settings):
@@ -171,6 +173,9 @@ class Publisher:
                 self._confirmed(place, unconfirmed)
             if not isinstance(error, TimeoutError):
                 raise
+            if self._blocked:
+                # An alarm (memory, disk) holds up every publisher: no queue is to blame.
+                raise ConnectionError("RabbitMQ blocks publishers: it is low on memory or disk, see its log") from error
             raise QueueSilent(f"queue {target.name} confirmed nothing in {self._settings.confirm_timeout:g} s") from error
 
     def _confirmed(self, place: int, unconfirmed: dict[int, _Message]) -> None:
@@ -203,11 +208,17 @@ class Publisher:
             self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=self._settings.confirm_timeout)
         return self._connection
 
+    def _on_blocked(self, _reason: str) -> None:
+        self._blocked = True
+
+    def _on_unblocked(self) -> None:
+        self._blocked = False
+
     def _bounds(self) -> dict[str, Any]:
         """Options that bound each wait for the broker: one that is stopped keeps its connections, and says nothing."""
         seconds = self._settings.confirm_timeout
         if is_amqp(self._settings):
-            return {"read_timeout": seconds, "write_timeout": seconds}
+            return {"read_timeout": seconds, "write_timeout": seconds, "on_blocked": self._on_blocked, "on_unblocked": self._on_unblocked}
         return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
 
     def _get_ready(self) -> None:
