@@ -9,6 +9,7 @@ import psutil
 import pytest
 from kombu import Connection
 from pydantic import SecretStr
+from sqlalchemy import text
 
 from taskyard.dispatch.app import broker_queue, delivery_queue
 from taskyard.settings import BrokerSettings
@@ -122,6 +123,33 @@ def test_a_worker_that_slept_past_the_silence_limit_changes_nothing_and_works_ag
     assert stack.task(task)["version"] == row["version"], "what the stale run said was refused"
     for word in "abcd":
         assert stack.wait(stack.submit("t.echo", {"word": word}))["status"] == "succeeded"
+
+
+def test_what_waited_for_a_process_until_its_worker_was_given_up_is_not_started(own_stack: Stack) -> None:
+    stack = own_stack
+    # The first message to come is for the worker that was given up, if it has not heard of that yet.
+    stack.env.update(QUICK | {"TASKYARD_DISPATCH__SWEEP_AFTER": "1"})
+    stack.start("worker")
+    until(lambda: stack.workers() == 1)
+    worker = psutil.Process(stack.processes["worker"].pid)
+    (zygote,) = [child for child in worker.children() if "taskyard_worker.zygote" in child.cmdline()]
+    zygote.suspend()
+    task = stack.submit("t.asleep", {"seconds": 0})
+    # So it gets a process of its own, for which it has to wait.
+    with stack.engine.begin() as connection:
+        connection.execute(text("UPDATE tasks SET lost = 2 WHERE id = :id"), {"id": task})
+    stack.start("dispatcher")
+    stack.wait(task, "running")
+    worker.suspend()
+    until(lambda: "task.lost" in stack.events(task))
+    worker.resume()
+    until(lambda: stack.task(task)["fence"] == 2, 20, "its claim by the worker under its new name")
+    zygote.resume()
+    row = stack.wait(task)
+    assert (row["status"], row["fence"]) == ("succeeded", 2)
+    # The forks are done in the order in which they were asked for.
+    assert stack.wait(stack.submit("t.asleep", {"seconds": 0}))["status"] == "succeeded"
+    assert [line[-1] for line in stack.witnessed("asleep", task)] == ["2"]
 
 
 @pytest.mark.one_pair

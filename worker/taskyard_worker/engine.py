@@ -153,7 +153,7 @@ class Engine:
         self._pace = Pace(self._registry.names, self._beat_now.set)
         # Notifiers and observers have a process of their own, which is there once it is needed: none of them can hold up a handler.
         tellers = Shared(self._nursery)
-        self._runner = Runner(self._settings, self._registry, self._ledger, self._nursery, self._lease, self._processes, self._pace, tellers)
+        self._runner = Runner(self._settings, self._registry, self._ledger, self._nursery, self._processes, self._pace, tellers)
         self._deliverer = Deliverer(self._settings, self._ledger, self._nursery, tellers)
         self._lanes = {
             "sync": Lane("sync", self._processes, self._claim, self._withdraw),
@@ -222,27 +222,29 @@ class Engine:
         """Claim for offers that each hold a slot. One may bring other tasks than its own: more urgent ones."""
         await self._registered.wait()
         rows = await self._ledger.claim(queue, lane.name, [id_ for offer in offers for id_ in offer.ids])
+        # That of the worker that has claimed them: it may have been given up by the time that there is a process for them.
+        lease = self._lease
         dealt = deal(rows, offers)
         for offer, own in dealt:
             if own:
                 offer.message.started()
             offer.message.settle("ignored", len(offer.ids) - len(own))
         if lane.name == "async":
-            await self._run_side_by_side(lane, dealt)
+            await self._run_side_by_side(lane, dealt, lease)
         else:
             for offer, own in dealt:
                 if own:
-                    await self._runner.run_in_turn(own, offer.message.settle, partial(lane.free_slots, 1))
+                    await self._runner.run_in_turn(own, lease, offer.message.settle, partial(lane.free_slots, 1))
         lane.free_slots(sum(not own for _, own in dealt))
 
-    async def _run_side_by_side(self, lane: Lane, dealt: list[tuple[Offer, list[RowMapping]]]) -> None:
+    async def _run_side_by_side(self, lane: Lane, dealt: list[tuple[Offer, list[RowMapping]]], lease: Lease) -> None:
         def ended(message: Message, outcome: str) -> None:
             lane.free_slots(1)
             message.settle(outcome)
 
         rows = [row for _, own in dealt for row in own]
         if rows:
-            await self._runner.run_side_by_side(rows, [partial(ended, offer.message) for offer, own in dealt for _ in own])
+            await self._runner.run_side_by_side(rows, lease, [partial(ended, offer.message) for offer, own in dealt for _ in own])
 
     async def _withdraw(self, offers: list[Offer]) -> None:
         """Give back what this worker has no room for: others may."""
@@ -270,6 +272,7 @@ class Engine:
                     self._ledger.tally.count(metrics.STALE, "beat")
                     log.error("worker.given_up", worker=str(self._ledger.worker), consequence="its runs are ended, it starts anew")
                     self._ledger.worker = uuid7.uuid7()
+                    self._lease = Lease(self._settings.dispatch.worker_silence)
                     self._registered.clear()
                     self._runner.abandon_all()
                     continue

@@ -24,7 +24,10 @@ def is_over(job: dict[str, Any]) -> bool:
 
 
 class Lease:
-    """Held for ``silence`` seconds from each beat of the heart: no reaper gives a worker up before that."""
+    """Held for ``silence`` seconds from each beat of the heart: no reaper gives a worker up before that.
+
+    One that was given up has lost it for ever, and takes a new one for what it claims from then on.
+    """
 
     def __init__(self, silence: float) -> None:
         self._silence = silence

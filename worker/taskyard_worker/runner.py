@@ -66,14 +66,11 @@ def _job(row: RowMapping, key: int, start_by: float) -> dict[str, Any]:
 class Runner:
     """Owns the children and the runs in them."""
 
-    def __init__(
-        self, settings: Settings, registry: Registry, ledger: Ledger, nursery: Nursery, lease: Lease, processes: int, pace: Pace, tellers: Shared
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, ledger: Ledger, nursery: Nursery, processes: int, pace: Pace, tellers: Shared) -> None:
         self._settings = settings
         self._registry = registry
         self._ledger = ledger
         self._nursery = nursery
-        self._lease = lease
         self._processes = processes
         self._pace = pace
         self._runs: dict[UUID, Run] = {}
@@ -105,28 +102,28 @@ class Runner:
 
     # --- runs begin ---
 
-    async def run_side_by_side(self, rows: Sequence[RowMapping], on_ended: Sequence[Callable[[str], None]]) -> None:
-        """Begin claimed async tasks. ``on_ended`` gets each outcome before it is recorded: the slot is free, and the broker may send
+    async def run_side_by_side(self, rows: Sequence[RowMapping], lease: Lease, on_ended: Sequence[Callable[[str], None]]) -> None:
+        """Begin async tasks that were claimed under ``lease``. ``on_ended`` gets each outcome before it is recorded: the slot is free, and the broker may send
         the next hint while the record is on its way to Postgres.
         """
         pairs = list(zip(rows, on_ended, strict=True))
         if fresh := [pair for pair in pairs if not pair[0]["lost"]]:
-            self._begin(await self._wards.common(), fresh)
+            self._begin(await self._wards.common(), lease, fresh)
         for row, ended in pairs:
             if row["lost"]:
-                self._begin(await self._wards.apart(row["id"], row["lost"]), [(row, ended)])
+                self._begin(await self._wards.apart(row["id"], row["lost"]), lease, [(row, ended)])
 
-    def _begin(self, child: Child, pairs: Iterable[Claimed]) -> None:
-        units = self._units(child, pairs)
+    def _begin(self, child: Child, lease: Lease, pairs: Iterable[Claimed]) -> None:
+        units = self._units(child, lease, pairs)
         self.send(child, units)
         for unit in units:
             unit.arm()
         self._heed_early_cancels(units)
 
-    async def run_in_turn(self, rows: Sequence[RowMapping], on_ended: Callable[[str], None], on_over: Callable[[], None]) -> None:
-        """Begin claimed sync tasks in one process, one after the other. ``on_over`` is called when none of them is left."""
+    async def run_in_turn(self, rows: Sequence[RowMapping], lease: Lease, on_ended: Callable[[str], None], on_over: Callable[[], None]) -> None:
+        """Begin sync tasks that were claimed under ``lease`` in one process, one after the other. ``on_over`` is called when none of them is left."""
         child = await self._sync_child()
-        series = Series(child, deque(self._units(child, [(row, on_ended) for row in rows])), partial(self._recycle, on_over))
+        series = Series(child, deque(self._units(child, lease, [(row, on_ended) for row in rows])), partial(self._recycle, on_over))
         for unit in series.units:
             unit.series = series
         self._heed_early_cancels(series.units)
@@ -140,12 +137,12 @@ class Runner:
         for unit in units:
             asyncio.get_running_loop().call_soon(unit.reported, unstarted("worker stopping"))
 
-    def _units(self, child: Child, pairs: Iterable[Claimed]) -> list[Unit]:
-        return [self._unit(child, together) for together in bunch(pairs, self._registry.names)]
+    def _units(self, child: Child, lease: Lease, pairs: Iterable[Claimed]) -> list[Unit]:
+        return [self._unit(child, lease, together) for together in bunch(pairs, self._registry.names)]
 
-    def _unit(self, child: Child, pairs: Sequence[Claimed]) -> Unit:
+    def _unit(self, child: Child, lease: Lease, pairs: Sequence[Claimed]) -> Unit:
         """What a child is to work on at one time. A batch handler takes a list, also of one."""
-        runs = [self._new(row, child, ended) for row, ended in pairs]
+        runs = [self._new(row, child, lease, ended) for row, ended in pairs]
         if runs[0].handler.batch is None:
             return runs[0]
         key, first = self._nursery.next_key(), runs[0].job
@@ -155,9 +152,9 @@ class Runner:
             run.together = together
         return together
 
-    def _new(self, row: RowMapping, child: Child, on_ended: Callable[[str], None]) -> Run:
+    def _new(self, row: RowMapping, child: Child, lease: Lease, on_ended: Callable[[str], None]) -> Run:
         key, handler = self._nursery.next_key(), self._registry.names[row["type"]]
-        job = _job(row, key, self._lease.ends_at)
+        job = _job(row, key, lease.ends_at)
         run = Run(self, key, row["id"], row["fence"], row["attempt"], row["timeout"], handler, job, child, on_ended)
         self._runs[run.id] = run
         return run
@@ -179,6 +176,9 @@ class Runner:
     async def _enforce(self, unit: Unit, report: asyncio.Future[Report]) -> None:
         structlog.contextvars.bind_contextvars(**log_fields(unit.job))
         reason = unit.reason or "timeout"
+        if report.done():
+            # It was over before this began.
+            return
         if unit.series is None:
             await end_async(unit.child, unit.key, report, reason, self._settings.worker)
         elif unit is unit.series.units[0]:
