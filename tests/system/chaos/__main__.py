@@ -16,7 +16,7 @@ from .hunts import HUNTS, mutated
 from .report import console, print_table
 from .run import Broken, Run, ground_of
 
-TASKS = 20_000
+TASKS = 12_000
 
 
 def main() -> int:
