@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import socket
 from typing import Annotated
@@ -12,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from taskyard import failpoints, logs
+from taskyard.collector import spare_what_is_loaded
 from taskyard.plugins import load_plugins_for
 from taskyard.settings import Settings, load_settings
 from taskyard_api.app import create_app
@@ -33,9 +33,7 @@ def serve(
     signal.signal(signal.SIGTERM, _stopped)
     signal.signal(signal.SIGINT, _stopped)
     made = server(settings)
-    # What is loaded by now stays: taken out of the collector's rounds, it costs no request its time.
-    gc.collect()
-    gc.freeze()
+    spare_what_is_loaded()
     made.run()
 
 

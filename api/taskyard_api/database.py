@@ -20,7 +20,7 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from taskyard.database import APPLICATION, STANDSTILL, database_url, outages_named
+from taskyard.database import APPLICATION, PLANNING, STANDSTILL, database_url, outages_named
 from taskyard.errors import Unavailable
 from taskyard.settings import DatabaseSettings
 from taskyard.storable import from_json
@@ -186,8 +186,7 @@ def _asyncpg(settings: DatabaseSettings, role: str) -> tuple[URL, dict[str, Any]
         "application_name": f"{APPLICATION}-{role}",
         "statement_timeout": str(int(settings.statement_timeout * 1000)),
         "idle_in_transaction_session_timeout": str(STANDSTILL),
-        # Compiling our short statements takes longer than running them: 160 ms of 175 for the queues' depths.
-        "jit": "off",
+        **PLANNING,
     }
     return url.set(query=query), ssl | {"timeout": settings.connect_timeout, "command_timeout": settings.statement_timeout, "server_settings": server_settings}
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import structlog
 from celery import Celery
-from celery.signals import celeryd_init, setup_logging, worker_shutting_down
+from celery.signals import celeryd_init, setup_logging, worker_ready, worker_shutting_down
 
 from taskyard import failpoints, logs
+from taskyard.collector import spare_what_is_loaded
 from taskyard.database import database_url
 from taskyard.dispatch.app import create_celery
 from taskyard.plugins import Registry, load_plugins_for
@@ -58,6 +59,7 @@ def create_app(settings: Settings) -> Celery:
     # With a receiver of this signal Celery leaves logging alone.
     setup_logging.connect(configure_logs, weak=False)
     worker_shutting_down.connect(tell_of_stop, weak=False)
+    worker_ready.connect(lambda **_: spare_what_is_loaded(), weak=False)
     if settings.log.format == "json":
         celeryd_init.connect(be_quiet, weak=False)
     return app

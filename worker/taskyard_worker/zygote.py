@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 
 from taskyard import failpoints, logs
+from taskyard.collector import spare_what_is_loaded
 from taskyard.plugins import Registry, load_plugins_for
 from taskyard.settings import Settings, load_settings
 from taskyard_worker import child, wire
@@ -30,6 +31,7 @@ def main() -> None:
     logs.configure_role(settings)
     failpoints.arm()
     registry = load_plugins_for(settings)
+    spare_what_is_loaded(young=None)
     channel.sendall(wire.pack({"ready": True}))
     wake_in, wake_out = os.pipe()
     os.set_blocking(wake_out, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 from taskyard import failpoints, logs
+from taskyard.collector import spare_what_is_loaded
 from taskyard.database import sync_engine
 from taskyard.dispatch.app import create_celery
 from taskyard.dispatch.dispatcher import Dispatcher
@@ -27,6 +28,7 @@ def dispatcher() -> None:
     loop = Dispatcher(settings, engine, Publisher(create_celery(settings), settings.broker), Tally.of(registry), registry.states())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
+    spare_what_is_loaded()
     try:
         loop.run()
     finally:
