@@ -411,7 +411,8 @@ WITH me AS (
     progress = CASE WHEN chosen.run THEN NULL ELSE t.progress END,
     updated_at = now(), version = t.version + 1
   FROM chosen, me WHERE t.id = chosen.id AND t.status IN ('pending', 'queued')
-  RETURNING {_TASK}, t.lost, t.timeout, t.max_attempts, t.metadata::text AS metadata, chosen.unknown, t.started_at,
+  RETURNING {_TASK}, t.lost, t.timeout, t.max_attempts, t.metadata::text AS metadata, chosen.unknown,
+    EXTRACT(epoch FROM t.started_at)::float8 AS started,
     CASE WHEN chosen.run AND t.fence = 1 THEN EXTRACT(epoch FROM t.started_at - GREATEST(t.created_at, t.run_at))::float8 END AS waited,
     CASE WHEN chosen.run THEN t.payload::text END AS payload,
     CASE WHEN chosen.run THEN 'task.started' WHEN chosen.unknown THEN 'task.parked' END AS event,
@@ -420,7 +421,7 @@ WITH me AS (
 )"""
     + _TAIL
     + """SELECT id, namespace, type, queue, lane, priority, tags, attempt, fence, status, lost, timeout, max_attempts, metadata, unknown,
-  started_at, waited, payload
+  started, waited, payload
 FROM moved ORDER BY priority DESC, id"""
 )
 
@@ -436,8 +437,8 @@ def claim(
 ) -> list[RowMapping]:
     """Take up to ``len(ids)`` tasks to run: the hinted ones, or more urgent ones that wait in the same line.
 
-    ``waited`` is the seconds from ready to a first start, None for any other. ``payload`` and ``metadata`` are JSON text: only the
-    process that runs the task reads them.
+    ``started`` is in seconds since the epoch, ``waited`` the seconds from ready to a first start, None for any other. ``payload`` and
+    ``metadata`` are JSON text: only the process that runs the task reads them.
 
     Only rows whose ``status`` is ``running`` in the answer are this worker's; the others stepped back in line or, if this
     worker has no handler for their type, were parked. Ids that match nothing (repeated, forged or late messages) are

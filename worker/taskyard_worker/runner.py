@@ -11,7 +11,7 @@ import logging as stdlib_logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -46,7 +46,6 @@ HEARD = 1000
 
 
 def _job(row: RowMapping, key: int, start_by: float) -> dict[str, Any]:
-    started: datetime = row["started_at"]
     return {
         "kind": "task",
         "key": key,
@@ -59,7 +58,7 @@ def _job(row: RowMapping, key: int, start_by: float) -> dict[str, Any]:
         "fence": row["fence"],
         "tags": row["tags"],
         "metadata": row["metadata"],
-        "deadline": (started + timedelta(seconds=row["timeout"])).isoformat(),
+        "deadline": row["started"] + row["timeout"],
     }
 
 

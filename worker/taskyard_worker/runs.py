@@ -12,7 +12,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -58,19 +58,20 @@ class Interrupted(BaseException):
 
 def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], reporter: Reporter, keep: Callable[[str], None]) -> Context:
     """The context that a handler gets. ``keep`` gets each line of its log: see loglines.py."""
+    task_id = UUID(job["id"])
     return Context(
-        task_id=UUID(job["id"]),
+        task_id=task_id,
         type=job["type"],
         attempt=job["attempt"],
         fence=job["fence"],
         tags=tuple(job["tags"]),
         metadata=from_json(job["metadata"]) if job["metadata"] != "{}" else {},
-        deadline=datetime.fromisoformat(job["deadline"]),
+        deadline=datetime.fromtimestamp(job["deadline"], UTC),
         config=registry.config_of(handler),
         # Bound when it is first used: most handlers of quick tasks say nothing.
         log=loglines.Late(partial(loglines.logger, handler.type, log_fields(job), keep)),
         reporter=reporter,
-        _check=partial(_child, registry, job["namespace"], UUID(job["id"])),
+        _check=partial(_child, registry, job["namespace"], task_id),
     )
 
 
