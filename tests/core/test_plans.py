@@ -7,10 +7,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, TextClause, event, text
 
 from taskyard import backlog, deliveries, lifecycle, place, queries
+from taskyard.database import sync_engine
 from taskyard.dispatch import look
+from taskyard.records import Finished
+from taskyard.settings import DatabaseSettings
 
 from .life import PARK_DELAY, TYPES, Life, new
 
@@ -168,3 +172,27 @@ def test_a_list_of_a_tasks_children_reads_their_index(deep: Connection) -> None:
     [(statement, parameters)] = sent
     plan = deep.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters).scalar_one()
     assert {node["Index Name"] for node in nodes(plan[0]["Plan"]) if "Index Name" in node} == {"ix_tasks_parent"}
+
+
+def test_a_plan_that_was_made_while_the_table_was_small_reads_an_index_all_the_same(database_url: str) -> None:
+    """A plan is kept until the next ANALYZE, however much the table has grown until then."""
+    engine = sync_engine(DatabaseSettings(url=SecretStr(database_url)), role="test")
+    life = Life(engine)
+    worker = life.worker()
+    for _ in range(10):
+        life.end(life.running(worker), "succeeded")
+    with engine.begin() as connection:
+        task = new()
+        lifecycle.submit(connection, [task])
+        before = scans(connection)
+        lifecycle.dispatch(connection, "default", "sync", 10, 30)
+        (claimed,) = lifecycle.claim(connection, worker, "default", "sync", [task.id], TYPES, PARK_DELAY)
+        lifecycle.progress(connection, {(task.id, claimed["fence"]): {"fraction": 0.5}})
+        assert lifecycle.finish(connection, [Finished(task.id, claimed["fence"], "succeeded")], 3)
+        assert scans(connection) == before
+    engine.dispose()
+
+
+def scans(connection: Connection) -> int:
+    """How often this transaction has read the whole table."""
+    return int(connection.execute(text("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'tasks'")).scalar_one())

@@ -134,6 +134,13 @@ def _result(api: httpx2.Client, task: str) -> Any:
     return now["result"] if now["status"] == "succeeded" else None
 
 
+def _shown(page: str, api: httpx2.Client) -> Any:
+    """What Flower knows of a new task. It asks workers for their events some seconds after its start, and they send none before."""
+    task = _submit(api)
+    until(lambda: _result(api, task))
+    return httpx2.get(page, auth=("boss", "secret")).raise_for_status().json().get(task)
+
+
 def test_every_service_runs_by_its_own_command(stack: Stack) -> None:
     for name in ("worker", "dispatcher", "web"):
         assert not stack.is_healthy(name)
@@ -149,11 +156,11 @@ def test_every_service_runs_by_its_own_command(stack: Stack) -> None:
         done = until(lambda: _result(api, task))
         assert done == {"text": "from compose"}
 
-    page = f"http://127.0.0.1:{stack.changed['FLOWER_PORT']}/api/tasks"
-    assert httpx2.get(page).status_code == 401
-    assert httpx2.get(page, auth=("boss", "wrong")).status_code == 401
-    shown = until(lambda: httpx2.get(page, auth=("boss", "secret")).raise_for_status().json().get(task), what="the task in Flower")
-    assert shown["name"] == "demo.echo"
+        page = f"http://127.0.0.1:{stack.changed['FLOWER_PORT']}/api/tasks"
+        assert httpx2.get(page).status_code == 401
+        assert httpx2.get(page, auth=("boss", "wrong")).status_code == 401
+        shown = until(lambda: _shown(page, api), what="a task in Flower")
+        assert shown["name"] == "demo.echo"
 
     for name in ROLES:
         assert stack.stop(name) in (0, -signal.SIGTERM), (stack.folder / f"{name}.log").read_text()[-2000:]
