@@ -33,7 +33,8 @@ def serve(
     signal.signal(signal.SIGTERM, _stopped)
     signal.signal(signal.SIGINT, _stopped)
     made = server(settings)
-    spare_what_is_loaded()
+    # Its requests may be large, and plugins' models read them: what they leave is looked for as often as Python thinks fit.
+    spare_what_is_loaded(young=None)
     made.run()
 
 

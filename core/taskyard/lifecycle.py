@@ -506,13 +506,14 @@ def finish(connection: Connection, finished: Sequence[Finished], max_lost: int) 
     return list(connection.execute(_FINISH, {"rows": to_json(rows), "max_lost": max_lost}).mappings().all())
 
 
-def strays(connection: Connection, worker: UUID, known: Iterable[UUID]) -> list[Finished]:
-    """What Postgres says this worker runs and the worker does not know of, ready to be handed back with :func:`finish`.
+def strays(connection: Connection, worker: UUID, known: Mapping[UUID, int]) -> list[Finished]:
+    """What Postgres says this worker runs and the worker does not know of (``known`` has the fences of what it does), ready to be handed back with :func:`finish`.
 
     A claim whose commit was answered by a broken connection leaves such tasks: nobody runs them, and no reaper would come.
     """
-    statement = text("SELECT id, fence FROM tasks WHERE in_line AND status = 'running' AND worker_id = :worker AND id <> ALL (CAST(:known AS uuid[]))")
-    return [Finished(row.id, row.fence, "returned") for row in connection.execute(statement, {"worker": worker, "known": list(known)})]
+    statement = text("SELECT id, fence FROM tasks WHERE in_line AND status = 'running' AND worker_id = :worker")
+    rows = connection.execute(statement, {"worker": worker})
+    return [Finished(row.id, row.fence, "returned") for row in rows if known.get(row.id) != row.fence]
 
 
 _PROGRESS = text(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import Connection, text
 
+#: What a worker consumes notifications by.
+DELIVERIES: Final = ("", "deliveries")
 #: What is queued stands at the head of its line, behind what runs: so far a look goes, and no further.
-HEAD = 1000
+HEAD = 10_000
 
 _TASKS = text(
     """
-SELECT lanes.lane FROM unnest(CAST(:lanes AS text[])) AS lanes(lane) WHERE EXISTS (
-  SELECT FROM unnest(CAST(:queues AS text[])) AS named(queue) CROSS JOIN LATERAL (
-    SELECT status, queued_at FROM tasks t WHERE t.in_line AND t.queue = named.queue AND t.lane = lanes.lane ORDER BY t.priority DESC, t.id LIMIT :head) AS first
-  WHERE first.status = 'queued' AND first.queued_at < now() - :seconds * interval '1 second'
-    AND NOT EXISTS (SELECT FROM queues q WHERE q.name = named.queue AND q.paused_at IS NOT NULL))"""
+SELECT asked.queue, asked.lane FROM unnest(CAST(:queues AS text[]), CAST(:lanes AS text[])) AS asked(queue, lane)
+WHERE NOT EXISTS (SELECT FROM queues q WHERE q.name = asked.queue AND q.paused_at IS NOT NULL) AND EXISTS (
+  SELECT FROM (
+    SELECT status, queued_at FROM tasks t WHERE t.in_line AND t.queue = asked.queue AND t.lane = asked.lane ORDER BY t.priority DESC, t.id LIMIT :head) AS first
+  WHERE first.status = 'queued' AND first.queued_at < now() - :seconds * interval '1 second')"""
 )
 _DELIVERIES = text(
     """
@@ -25,13 +28,16 @@ SELECT EXISTS (
 )
 
 
-def lanes_with_unclaimed(connection: Connection, queues: Sequence[str], lanes: Sequence[str], seconds: float) -> set[str]:
-    """Which of these lanes (``sync``, ``async``, ``deliveries``) hold something that was queued ``seconds`` ago and is still to be claimed.
+def consumed_with_unclaimed(connection: Connection, consumed: Sequence[tuple[str, str]], seconds: float) -> set[tuple[str, str]]:
+    """Of which of these (queue, lane), or :data:`DELIVERIES`, something was queued ``seconds`` ago and is still to be claimed.
 
-    Of tasks, only those in these queues count. What is queued in a paused queue is in no hurry.
+    What is queued in a paused queue is in no hurry, and does not count.
     """
-    asked = {"queues": list(queues), "lanes": [lane for lane in lanes if lane != "deliveries"], "head": HEAD, "seconds": seconds}
-    found = set(connection.execute(_TASKS, asked).scalars()) if asked["lanes"] else set()
-    if "deliveries" in lanes and connection.execute(_DELIVERIES, {"head": HEAD, "seconds": seconds}).scalar():
-        found.add("deliveries")
+    lines = [one for one in consumed if one != DELIVERIES]
+    found: set[tuple[str, str]] = set()
+    if lines:
+        asked = {"queues": [queue for queue, _ in lines], "lanes": [lane for _, lane in lines], "head": HEAD, "seconds": seconds}
+        found |= {(row.queue, row.lane) for row in connection.execute(_TASKS, asked)}
+    if DELIVERIES in consumed and connection.execute(_DELIVERIES, {"head": HEAD, "seconds": seconds}).scalar():
+        found.add(DELIVERIES)
     return found

@@ -246,12 +246,12 @@ class Model:
         task.say("task.progress")
         return True
 
-    def strays(self, worker: UUID, known: Iterable[UUID]) -> dict[UUID, int]:
-        return {t.id: t.fence for t in self.tasks.values() if t.worker == worker and t.id not in set(known)}
+    def strays(self, worker: UUID, known: Mapping[UUID, int]) -> dict[UUID, int]:
+        return {t.id: t.fence for t in self.tasks.values() if t.worker == worker and known.get(t.id) != t.fence}
 
     def unregister(self, worker: UUID) -> None:
         """A worker whose tasks still run stays, for the reaper to find."""
-        if not self.strays(worker, ()):
+        if not self.strays(worker, {}):
             self.workers.pop(worker, None)
 
     # --- people ---

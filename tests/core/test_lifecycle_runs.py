@@ -176,12 +176,15 @@ def test_progress_is_the_present_runs_and_gone_at_the_next(life: Life) -> None:
 
 def test_a_worker_finds_the_claims_that_it_never_heard_of(life: Life) -> None:
     worker = life.worker()
-    known, stray, foreign = life.running(worker), life.running(worker), life.running()
+    known, stray, foreign, again = life.running(worker), life.running(worker), life.running(), life.running(worker)
+    life.end(again, "returned")
+    life.run(again, worker)
     with life.engine.begin() as connection:
-        found = lifecycle.strays(connection, worker, [known])
-        assert found == [Finished(stray, 1, "returned")]
+        # It knows of a run of the last one, and not of the present one.
+        found = lifecycle.strays(connection, worker, {known: 1, again: 1})
+        assert {(one.id, one.fence, one.outcome) for one in found} == {(stray, 1, "returned"), (again, 2, "returned")}
         lifecycle.finish(connection, found, MAX_LOST)
-    assert [life.status(task) for task in (known, stray, foreign)] == ["running", "pending", "running"]
+    assert [life.status(task) for task in (known, stray, foreign, again)] == ["running", "pending", "running", "pending"]
 
 
 def test_a_worker_hears_which_of_its_runs_were_asked_to_stop(life: Life) -> None:

@@ -5,26 +5,23 @@ from __future__ import annotations
 from taskyard import backlog, deliveries
 from taskyard.routes import sync_routes
 from taskyard.settings import Route
-from taskyard.unclaimed import lanes_with_unclaimed
+from taskyard.unclaimed import DELIVERIES, consumed_with_unclaimed
 
 from .life import Life
 
-ALL = ("sync", "async", "deliveries")
-
-
-def _lanes(life: Life, *queues: str, lanes: tuple[str, ...] = ALL) -> set[str]:
+def _found(life: Life, *consumed: tuple[str, str]) -> set[tuple[str, str]]:
+    asked = consumed or (("default", "sync"), ("default", "async"), DELIVERIES)
     with life.engine.connect() as connection:
-        return lanes_with_unclaimed(connection, queues or ("default",), lanes, 15)
+        return consumed_with_unclaimed(connection, asked, 15)
 
 
 def test_a_task_counts_when_it_was_queued_long_ago_in_a_queue_and_a_lane_that_are_asked_for(life: Life) -> None:
     task = life.queued()
-    assert _lanes(life) == set()
+    assert _found(life) == set()
     life.execute("UPDATE tasks SET queued_at = now() - interval '16 seconds' WHERE id = :id", id=task)
-    assert _lanes(life) == {"sync"}
-    assert _lanes(life, "other") == set()
-    assert _lanes(life, "other", "default") == {"sync"}
-    assert _lanes(life, lanes=("async", "deliveries")) == set()
+    assert _found(life) == {("default", "sync")}
+    assert _found(life, ("other", "sync"), ("default", "sync")) == {("default", "sync")}
+    assert _found(life, ("other", "sync"), ("default", "async"), DELIVERIES) == set()
 
 
 def test_what_runs_or_waits_or_is_paused_does_not_count(life: Life) -> None:
@@ -34,7 +31,7 @@ def test_what_runs_or_waits_or_is_paused_does_not_count(life: Life) -> None:
     life.execute("UPDATE tasks SET queued_at = now() - interval '16 seconds' WHERE queued_at IS NOT NULL")
     with life.engine.begin() as connection:
         backlog.pause(connection, "still", ["still"], 15)
-    assert _lanes(life, "default", "still") == set()
+    assert _found(life, ("default", "sync"), ("default", "async"), ("still", "sync")) == set()
 
 
 def test_a_notification_counts_when_nobody_took_it_up(life: Life) -> None:
@@ -43,10 +40,10 @@ def test_a_notification_counts_when_nobody_took_it_up(life: Life) -> None:
     life.submit()
     with life.engine.begin() as connection:
         deliveries.dispatch(connection, 10, 300, 8)
-    assert _lanes(life) == set()
+    assert _found(life) == set()
     life.execute("UPDATE deliveries SET updated_at = now() - interval '16 seconds'")
-    assert _lanes(life) == {"deliveries"}
+    assert _found(life) == {DELIVERIES}
     with life.engine.begin() as connection:
         deliveries.claim(connection, list(connection.exec_driver_sql("SELECT id FROM deliveries").scalars()), 60)
     life.execute("UPDATE deliveries SET updated_at = now() - interval '16 seconds'")
-    assert _lanes(life) == set()
+    assert _found(life) == set()

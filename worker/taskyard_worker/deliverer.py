@@ -74,23 +74,11 @@ class Deliverer:
         self._ledger = ledger
         self._nursery = nursery
         self._tellers = tellers
-        self._under_way = 0
-
-    def is_idle(self) -> bool:
-        """Is there room for more?"""
-        return self._under_way < self._settings.deliveries.concurrency
 
     async def deliver(self, message: Message) -> None:
         """Send the deliveries that a message names. Whatever happens, the message is settled: each that is not takes a place in the
         prefetch for ever.
         """
-        self._under_way += 1
-        try:
-            await self._deliver(message)
-        finally:
-            self._under_way -= 1
-
-    async def _deliver(self, message: Message) -> None:
         ids = [int(id_) for id_ in message.ids]
         rows = await self._claim(ids)
         if rows:

@@ -24,6 +24,7 @@ from taskyard.hangs import bound_waits
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
+from taskyard.unclaimed import DELIVERIES
 from taskyard_worker.cancels import Cancels
 from taskyard_worker.deliverer import Deliverer
 from taskyard_worker.hearing import Hearing
@@ -96,7 +97,7 @@ def deal(rows: Sequence[RowMapping], offers: Sequence[Offer]) -> list[tuple[Offe
 class Engine:
     """One worker. ``start`` and ``stop`` block; ``offer`` may be called from any thread in between."""
 
-    def __init__(self, settings: Settings, registry: Registry, name: str, queues: list[str], processes: int, connect_anew: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, registry: Registry, name: str, queues: list[str], processes: int, connect_anew: Callable[[], None] | None) -> None:
         self._settings = settings
         self._registry = registry
         self._name = name
@@ -159,14 +160,16 @@ class Engine:
             "sync": Lane("sync", self._processes, self._claim, self._withdraw),
             "async": Lane("async", self._settings.worker.async_slots, self._claim, self._withdraw),
         }
-        idle = {**{name: lane.is_idle for name, lane in self._lanes.items()}, "deliveries": self._deliverer.is_idle}
-        self._hearing = Hearing(self._ledger, self._queues, self._settings.dispatch.sweep_after / 2, idle, self._connect_anew)
+        self._hearing = Hearing(self._ledger, self._settings.dispatch.sweep_after / 2, self._prefetch(), self._connect_anew or (lambda: None))
         self._ledger.start()
         await self._runner.start()
         cancels = Cancels(self._database, self._runner.cancel)
-        background = [asyncio.create_task(work) for work in (self._beat(), cancels.listen(), self._runner.report_progress(), self._hearing.watch())]
+        background = [asyncio.create_task(work) for work in (self._beat(), cancels.listen(), self._runner.report_progress())]
+        watch = asyncio.create_task(self._hearing.watch()) if self._connect_anew else None
         self._started.set()
         await self._stop_asked.wait()
+        if watch is not None:
+            watch.cancel()
         await self._drain(self._settings.worker.stop_grace)
         for task in background:
             task.cancel()
@@ -210,13 +213,23 @@ class Engine:
         failpoints.hit("message.taken")
         if self._stop_asked.is_set():
             return
-        self._hearing.heard(message.lane)
+        self._hearing.heard(message.queue, message.lane)
+        message.on_settled = partial(self._settled, message, message.on_settled)
         if message.lane == "deliveries":
             self._spawn(self._deliverer.deliver(message))
             return
         assert self._loop is not None
         self._loop.call_later(self._settings.broker.settle_after, message.settle_all, "running")
         self._lanes[message.lane].offer(message)
+
+    def _prefetch(self) -> dict[tuple[str, str], int]:
+        """How many messages of each queue the broker gives this worker before one is settled: see steps.py."""
+        slots = {"sync": self._processes, "async": self._settings.worker.async_slots}
+        return {(queue, lane): count for queue in self._queues for lane, count in slots.items()} | {DELIVERIES: self._settings.deliveries.concurrency}
+
+    def _settled(self, message: Message, tell: Callable[[str], None], state: str) -> None:
+        self._hearing.settled(message.queue, message.lane)
+        tell(state)
 
     async def _claim(self, lane: Lane, queue: str, offers: list[Offer]) -> None:
         """Claim for offers that each hold a slot. One may bring other tasks than its own: more urgent ones."""
@@ -271,7 +284,8 @@ class Engine:
                 if not await self._ledger.call(partial(lifecycle.beat, worker=self._ledger.worker, pace=self._pace.as_json())):
                     self._ledger.tally.count(metrics.STALE, "beat")
                     log.error("worker.given_up", worker=str(self._ledger.worker), consequence="its runs are ended, it starts anew")
-                    self._ledger.worker = uuid7.uuid7()
+                    self._ledger.begin_anew(uuid7.uuid7())
+                    self._lease.lose()
                     self._lease = Lease(self._settings.dispatch.worker_silence)
                     self._registered.clear()
                     self._runner.abandon_all()

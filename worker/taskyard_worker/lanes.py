@@ -56,10 +56,6 @@ class Lane:
         self._free += count
         self._pump_soon()
 
-    def is_idle(self) -> bool:
-        """Is there a slot that nothing waits for?"""
-        return self._free > 0 and not self._waiting and not self._closed
-
     def close(self) -> None:
         """Claim no more. Offers that wait are left to the broker, which gives them to others."""
         self._closed = True

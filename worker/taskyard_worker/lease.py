@@ -32,6 +32,12 @@ class Lease:
     def __init__(self, silence: float) -> None:
         self._silence = silence
         self.ends_at = 0.0
+        self.lost = False
+
+    def lose(self) -> None:
+        """The worker was given up, whatever the clocks say."""
+        self.lost = True
+        self.ends_at = 0.0
 
     def renew(self, asked_at: float) -> None:
         """A beat has reached the database. It was asked for at ``asked_at``: the database's clock counts from a moment after that."""

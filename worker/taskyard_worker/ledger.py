@@ -84,6 +84,7 @@ class Ledger:
         self._pending: list[Request] = []
         self._wake = threading.Condition()
         self._stopping = False
+        # What runs here: the fence by the id.
         self._held: dict[UUID, int] = {}
         self._uncertain = False
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
@@ -101,6 +102,11 @@ class Ledger:
             self._stopping = True
             self._wake.notify()
         self._thread.join(timeout)
+
+    def begin_anew(self, worker: UUID) -> None:
+        """Be another worker from now on: this one was given up, and what it held is others'."""
+        self.worker = worker
+        self._held = {}
 
     async def claim(self, queue: str, lane: str, ids: Sequence[UUID]) -> list[RowMapping]:
         """See lifecycle.claim."""
@@ -154,7 +160,7 @@ class Ledger:
             try:
                 with self._engine.begin() as connection:
                     lifecycle.lock_worker(connection, self.worker)
-                    self._hand_back_strays(connection, known=())
+                    self._hand_back_strays(connection, known={})
                     lifecycle.unregister_worker(connection, self.worker)
                 return
             except Exception as error:
@@ -182,7 +188,8 @@ class Ledger:
         for request in batch:
             if isinstance(request, Finish):
                 for finished in request.finished:
-                    self._held.pop(finished.id, None)
+                    if self._held.get(finished.id) == finished.fence:
+                        del self._held[finished.id]
                 failpoints.hit("finish.committed")
         self._settle(answers)
 
@@ -260,7 +267,7 @@ class Ledger:
             answers.by_request.append((claim, running[: len(claim.ids)]))
             running = running[len(claim.ids) :]
 
-    def _hand_back_strays(self, connection: Connection, known: Iterable[UUID]) -> None:
+    def _hand_back_strays(self, connection: Connection, known: Mapping[UUID, int]) -> None:
         """After an outage: a commit may have happened that we never heard of."""
         if strays := lifecycle.strays(connection, self.worker, known):
             log.warning("claims.handed_back", count=len(strays), task_ids=[str(stray.id) for stray in strays[:10]])

@@ -47,7 +47,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         app = self.app
         consumed = [parse_broker_queue(app.taskyard_settings.broker, name) for name in app.amqp.queues.consume_from]
         queues = sorted({parsed[0] for parsed in consumed if parsed})
-        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, self._connect_anew)
+        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, self._connect_anew if self._has_event_loop else None)
         self._engine.start()
 
     def on_stop(self) -> None:
@@ -60,6 +60,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Celery's event loop is there (again, after each reconnect)."""
+        self._deaf = False
         loop.add_reader(self._wake_in, self._call_back)
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **_: Any) -> None:
@@ -110,13 +111,10 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
             os.write(self._wake_out, b"x")
 
     def _connect_anew(self) -> None:
-        """Have Celery drop its connection and make a new one, with new consumers. A transport without an event loop asks for each message itself."""
-
-        def fall_deaf() -> None:
-            self._deaf = True
-
-        if self._has_event_loop:
-            self._in_celery(fall_deaf)
+        """Have Celery drop its connection and make a new one, with new consumers. While there is none, it does so by itself."""
+        self._deaf = True
+        # Only a wake-up.
+        self._in_celery(lambda: None)
 
     def _call_back(self, *_: Any) -> None:
         with suppress(BlockingIOError):

@@ -83,14 +83,15 @@ class Child:
     def forget(self, key: int) -> None:
         """Wait no longer for a work's report."""
         self._works.pop(key, None)
-        self._end_if_idle()
+        self.end_if_idle()
 
     def retire(self) -> None:
         """Give it no more works; what it runs may end."""
         self.spent = True
-        self._end_if_idle()
+        self.end_if_idle()
 
-    def _end_if_idle(self) -> None:
+    def end_if_idle(self) -> None:
+        """Kill it, if it has nothing to do and is to get no more."""
         if not self._works and (self.spent or self.passing):
             self.spent = True
             self.kill()
@@ -129,7 +130,7 @@ class Child:
             if "report" in message:
                 if work := self._works.pop(message["key"], None):
                     work.reported(message["report"])
-                    self._end_if_idle()
+                    self.end_if_idle()
             elif "progress" in message:
                 if work := self._works.get(message["key"]):
                     work.progressed(message["progress"])

@@ -109,10 +109,18 @@ class Runner:
         if fresh := [pair for pair in pairs if not pair[0]["lost"]]:
             self._begin(await self._wards.common(), lease, fresh)
         for row, ended in pairs:
-            if row["lost"]:
+            if row["lost"] and lease.lost:
+                ended("stale")
+            elif row["lost"]:
                 self._begin(await self._wards.apart(row["id"], row["lost"]), lease, [(row, ended)])
 
     def _begin(self, child: Child, lease: Lease, pairs: Iterable[Claimed]) -> None:
+        if lease.lost:
+            # The worker was given up while they waited for this process: they are others' by now.
+            for _, ended in pairs:
+                ended("stale")
+            child.end_if_idle()
+            return
         units = self._units(child, lease, pairs)
         self.send(child, units)
         for unit in units:
@@ -122,6 +130,12 @@ class Runner:
     async def run_in_turn(self, rows: Sequence[RowMapping], lease: Lease, on_ended: Callable[[str], None], on_over: Callable[[], None]) -> None:
         """Begin sync tasks that were claimed under ``lease`` in one process, one after the other. ``on_over`` is called when none of them is left."""
         child = await self._sync_child()
+        if lease.lost:
+            self._idle.append(child)
+            for _ in rows:
+                on_ended("stale")
+            on_over()
+            return
         series = Series(child, deque(self._units(child, lease, [(row, on_ended) for row in rows])), partial(self._recycle, on_over))
         for unit in series.units:
             unit.series = series

@@ -123,7 +123,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_consumer": "taskyard_worker.steps:HintConsumer",
         "worker_concurrency": settings.worker.processes,
         "worker_soft_shutdown_timeout": settings.worker.stop_grace,
-        # Nobody pays for events that nobody watches: Flower asks workers for them, again and again (its enable_events).
+        # Nobody pays for events that nobody has watched: Flower asks workers for them, again and again (its enable_events).
         "worker_send_task_events": False,
         "worker_enable_remote_control": True,
         "worker_hijack_root_logger": False,
