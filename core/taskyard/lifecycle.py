@@ -507,7 +507,9 @@ def finish(connection: Connection, finished: Sequence[Finished], max_lost: int) 
 
 
 def strays(connection: Connection, worker: UUID, known: Mapping[UUID, int]) -> list[Finished]:
-    """What Postgres says this worker runs and the worker does not know of (``known`` has the fences of what it does), ready to be handed back with :func:`finish`.
+    """What Postgres says this worker runs and the worker does not know of, ready to be handed back with :func:`finish`.
+
+    ``known`` has the fence of each run that it does know of.
 
     A claim whose commit was answered by a broken connection leaves such tasks: nobody runs them, and no reaper would come.
     """

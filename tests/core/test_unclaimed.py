@@ -9,6 +9,7 @@ from taskyard.unclaimed import DELIVERIES, consumed_with_unclaimed
 
 from .life import Life
 
+
 def _found(life: Life, *consumed: tuple[str, str]) -> set[tuple[str, str]]:
     asked = consumed or (("default", "sync"), ("default", "async"), DELIVERIES)
     with life.engine.connect() as connection:

@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -31,8 +31,8 @@ class _Consumed:
     """What came by one consumer: it gets no more than ``prefetch`` messages that are not settled."""
 
     prefetch: int
+    heard_at: float
     open: int = 0
-    heard_at: float = field(default_factory=time.monotonic)
     times: int = 1
 
     def is_quiet(self, patience: float) -> bool:
@@ -49,7 +49,7 @@ class Hearing:
     def __init__(self, ledger: Ledger, patience: float, prefetch: Mapping[tuple[str, str], int], connect_anew: Callable[[], None]) -> None:
         self._ledger = ledger
         self._patience = patience
-        self._consumed = {consumed: _Consumed(count) for consumed, count in prefetch.items()}
+        self._consumed = {consumed: _Consumed(count, time.monotonic()) for consumed, count in prefetch.items()}
         self._connect_anew = connect_anew
 
     def heard(self, queue: str, lane: str) -> None:

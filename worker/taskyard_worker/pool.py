@@ -47,7 +47,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         app = self.app
         consumed = [parse_broker_queue(app.taskyard_settings.broker, name) for name in app.amqp.queues.consume_from]
         queues = sorted({parsed[0] for parsed in consumed if parsed})
-        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, self._connect_anew if self._has_event_loop else None)
+        self._engine = Engine(
+            app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, self._connect_anew if self._has_event_loop else None
+        )
         self._engine.start()
 
     def on_stop(self) -> None:
