@@ -92,7 +92,7 @@ class FilterQuery(Query):
     priority: int | None = Field(None, ge=0, le=9)
     created_after: Moment | None = Field(None, description="Included.")
     created_before: Moment | None = Field(None, description="Not included.")
-    q: Word | None = Field(None, description="Start of an id, a type or a tag.")
+    q: Word | None = Field(None, description="Start of an id, a type or a tag. One that is more than the first group of an id is looked for as that alone.")
     parent_id: UUID | None = Field(None, description="The task whose handler submitted them.")
 
     def filters(self) -> TaskFilters:
@@ -166,7 +166,7 @@ class ActionFilter(TypedDict, total=False):
     priority: Annotated[int, Field(ge=0, le=9)]
     created_after: Annotated[Instant, Field(description="Included.")]
     created_before: Annotated[Instant, Field(description="Not included.")]
-    q: Annotated[Word, Field(description="Start of an id, a type or a tag.")]
+    q: Annotated[Word, Field(description="Start of an id, a type or a tag. One that is more than the first group of an id is looked for as that alone.")]
     parent_id: Annotated[UUID, Field(strict=False, description="The task whose handler submitted them.")]
 
 

@@ -1,4 +1,4 @@
-"""What one task costs: statements, commits, WAL, messages, CPU; one at a time, and in a backlog; and what the roles cost, idle and at load."""
+"""What one task costs: statements, commits, WAL, CPU; one at a time, and in a backlog; and what the roles cost, idle and at load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import time
 from dataclasses import dataclass
 
-from kombu import Connection, Exchange, Queue
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -62,7 +61,6 @@ def cost(run: Run) -> None:
         with (
             counting(parts, run.fresh("postgres")) as counted,
             taskyard(counted, run.fresh("taskyard"), *ROLES) as side,
-            Tap(side) as tap,
         ):
             side.one("sync")
             side.work("sync", min(WARM, run.size.tasks))
@@ -73,13 +71,11 @@ def cost(run: Run) -> None:
             singles, backlog = run.size.samples * run.size.rounds, min(run.size.tasks, BACKLOG)
             for case, count in (("one at a time", singles), (f"a backlog of {backlog:,}", backlog)):
                 run.say(f"cost: {side.name}, {case}")
-                tap.taken()
                 told = _window(run, side, count, case)
                 for (name, unit), value in told.items():
                     if name != "seconds":
                         spent = value - idle[name, unit] / idle["seconds", ""] * told["seconds", ""]
                         run.figures.add("cost", case, side.name, f"{name} a task", unit, max(0.0, spent) / count)
-                run.figures.add("cost", case, side.name, "messages a task", "", tap.taken() / count)
 
 
 #: Tasks in the backlog whose cost is counted, and those that warm up before.
@@ -135,25 +131,3 @@ class Scales:
                 self._memory[role] = max(self._memory[role], pss(self._side.group.family(role)))
             if self._over.wait(0.5):
                 return
-
-
-class Tap:
-    """A queue of our own beside Taskyard's, bound to the same exchange by the same key: it gets a copy of each message."""
-
-    def __init__(self, side: TaskyardSide) -> None:
-        self._connection = Connection(side.parts.broker)
-        exchange = Exchange(side.prefix, type="direct", durable=True)
-        self._queue = Queue(f"{side.prefix}.tap", exchange, routing_key=f"{side.prefix}.default.sync", durable=False, auto_delete=False, exclusive=True)
-
-    def __enter__(self) -> Tap:
-        self._bound = self._queue.bind(self._connection.default_channel)
-        self._bound.declare()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bound.delete()
-        self._connection.release()
-
-    def taken(self) -> int:
-        """Messages since the last call."""
-        return int(self._bound.purge() or 0)

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, RowMapping, text
 
 from taskyard import tasklogs
 from taskyard.notifiers import Event, TaskInfo
-from taskyard.queries import TaskFilters, id_digits
+from taskyard.queries import TaskFilters, id_digits, id_only
 
 _DRAWN = text("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM events_id_seq")
 _WRITERS = text(
@@ -109,6 +109,8 @@ def is_wanted(row: RowMapping, namespace: str, filters: TaskFilters) -> bool:
 
 def _starts_with(row: RowMapping, q: str) -> bool:
     digits = id_digits(q)
+    if id_only(q):
+        return bool(row["task_id"].hex.startswith(digits))
     return row["type"].startswith(q) or bool(digits and row["task_id"].hex.startswith(digits)) or any(tag.startswith(q) for tag in row["tags"])
 
 

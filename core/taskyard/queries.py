@@ -32,7 +32,8 @@ class Page:
 class TaskFilters:
     """Which tasks to list. Different filters must all hold; of several values of one filter, any may.
 
-    ``created_after`` is included, ``created_before`` is not. ``q`` is the start of an id, a type or a tag.
+    ``created_after`` is included, ``created_before`` is not. ``q`` is the start of an id, a type or a tag; what can be nothing but the start
+    of an id (see ``id_only``) is looked for as that alone.
     """
 
     status: tuple[str, ...] = ()
@@ -138,12 +139,27 @@ def first_id(moment: datetime) -> UUID:
 
 
 def _starts_with(q: str) -> ColumnElement[bool]:
+    if id_only(q):
+        return _id_starts_with(id_digits(q))
     tags = func.unnest(tasks.c.tags).table_valued("tag").render_derived()
     in_tags = exists(select(1).select_from(tags).where(func.starts_with(tags.c.tag, q)).correlate(tasks))
     by_id: ColumnElement[bool] = false()
     if digits := id_digits(q):
-        by_id = tasks.c.id.between(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
+        by_id = _id_starts_with(digits)
     return or_(by_id, func.starts_with(tasks.c.type, q), in_tags)
+
+
+def _id_starts_with(digits: str) -> ColumnElement[bool]:
+    return tasks.c.id.between(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))
+
+
+def id_only(q: str) -> bool:
+    """Is this the start of an id, and hardly of a type or a tag: more of it than its first group, as ids are written?
+
+    No index finds the starts of tags: to look for those of an old task's id would be to read all that is newer. Ids begin with a 0 until
+    the year 2527 (RFC 9562, section 5.7: 48 bits of milliseconds).
+    """
+    return re.fullmatch(r"0[0-9a-f]{7}-[0-9a-f-]+", q.lower()) is not None and bool(id_digits(q))
 
 
 def id_digits(q: str) -> str:
