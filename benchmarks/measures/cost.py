@@ -1,4 +1,4 @@
-"""What one task costs: statements, commits, WAL, CPU; one at a time, and in a backlog; and what the roles cost, idle and at load."""
+"""What one task costs: statements, commits, WAL, messages, CPU; one at a time, and in a backlog; and what the roles cost, idle and at load."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from benchmarks.parts import counting
 from benchmarks.processes import cpu, pss
 from benchmarks.run import Run
 from benchmarks.taskyard_side import TaskyardSide, taskyard
+from taskyard import metrics
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Counts:
     at: float
     commits: float
     wal: float
+    messages: float
     statements: float | None
     cpu: dict[str, float]
 
@@ -33,11 +35,12 @@ class Counts:
             commits, wal = connection.execute(
                 text("SELECT xact_commit, pg_current_wal_insert_lsn() - '0/0' FROM pg_stat_database WHERE datname = current_database()")
             ).one()
-        return cls(time.monotonic(), float(commits), float(wal), _statements(side), {role: cpu(side.group.family(role)) for role in ROLES})
+            messages = connection.execute(text("SELECT COALESCE(sum(value), 0) FROM counters WHERE name = :name"), {"name": metrics.MESSAGES.name}).scalar_one()
+        return cls(time.monotonic(), float(commits), float(wal), float(messages), _statements(side), {role: cpu(side.group.family(role)) for role in ROLES})
 
     def since(self, before: Counts) -> dict[tuple[str, str], float]:
         """What was counted in between, by name and unit."""
-        counted = {("commits", ""): self.commits - before.commits, ("WAL", "bytes"): self.wal - before.wal}
+        counted = {("commits", ""): self.commits - before.commits, ("WAL", "bytes"): self.wal - before.wal, ("messages", ""): self.messages - before.messages}
         if self.statements is not None and before.statements is not None:
             counted["statements", ""] = self.statements - before.statements
         return counted | {(f"CPU, {role}", "ms"): 1000 * (self.cpu[role] - before.cpu[role]) for role in ROLES}

@@ -66,6 +66,7 @@ WAIT = Metric("taskyard_task_wait_seconds", "histogram", "From the moment that a
 RUN = Metric("taskyard_task_run_seconds", "histogram", "From a run's claim to its end, however it ended.", _LINE, _WAITS)
 LOST = Metric("taskyard_tasks_lost_total", "counter", "Runs whose worker, or whose process in it, was lost.")
 SWEPT = Metric("taskyard_tasks_swept_total", "counter", "Tasks that were handed to the broker again, because nobody had claimed them.")
+MESSAGES = Metric("taskyard_messages_total", "counter", "Messages for tasks that the broker has taken: each is for one task, or for many quick ones.")
 STALE = Metric(
     "taskyard_stale_writes_total", "counter", "Writes that the fence refused: somebody else has the task by now, or the write came twice.", ("verb",)
 )
@@ -73,7 +74,7 @@ PURGED = Metric("taskyard_tasks_purged_total", "counter", "Ended tasks that were
 DELIVERIES = Metric("taskyard_deliveries_total", "counter", "Tries of deliveries, by how they ended.", ("notifier", "outcome"))
 
 #: What is in the table ``counters``.
-SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, STALE, PURGED, DELIVERIES)
+SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, MESSAGES, STALE, PURGED, DELIVERIES)
 STALE_VERBS = ("beat", "deliver", "finish", "log", "progress")
 
 

@@ -170,6 +170,7 @@ def test_a_lost_message_is_sent_again(yard: Yard) -> None:
         assert yard.take() == ids(tasks)
         until(lambda: yard.depth() == 3)
     assert yard.take() == ids(tasks)
+    assert yard.life.column("SELECT value FROM counters WHERE name = 'taskyard_messages_total'") == [6]
 
 
 def test_a_paused_queue_is_not_dispatched_until_it_is_resumed(yard: Yard) -> None:

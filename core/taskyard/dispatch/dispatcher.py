@@ -328,6 +328,7 @@ class Dispatcher:
             failpoints.hit("withdraw.committed")
             raise
         self._broker_failures = 0
+        self._tally.count(metrics.MESSAGES, by=len(bundles))
         if swept := [str(hint.id) for bundle in bundles for hint in bundle if hint.swept]:
             self._tally.count(metrics.SWEPT, by=len(swept))
             log.warning("tasks.swept", queue=queue, lane=lane, count=len(swept), task_ids=swept[:10])
