@@ -21,7 +21,7 @@ from celery.worker.state import task_ready
 from kombu.serialization import loads
 
 from taskyard import failpoints
-from taskyard.dispatch.app import DELIVER, parse_broker_queue
+from taskyard.dispatch.app import DELIVER, is_amqp, parse_broker_queue
 from taskyard_worker.engine import Engine, Message
 
 log = structlog.get_logger(__name__)
@@ -47,9 +47,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         app = self.app
         consumed = [parse_broker_queue(app.taskyard_settings.broker, name) for name in app.amqp.queues.consume_from]
         queues = sorted({parsed[0] for parsed in consumed if parsed})
-        self._engine = Engine(
-            app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, self._connect_anew if self._has_event_loop else None
-        )
+        # Others have no consumers that a broker could forget: their queues are asked for each message.
+        connect_anew = self._connect_anew if is_amqp(app.taskyard_settings.broker) else None
+        self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, connect_anew)
         self._engine.start()
 
     def on_stop(self) -> None:
