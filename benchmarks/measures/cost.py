@@ -67,6 +67,8 @@ def cost(run: Run) -> None:
         ):
             side.one("sync")
             side.work("sync", min(WARM, run.size.tasks))
+            # What this has cost is told by now, and not in the window of an idle system.
+            time.sleep(run.size.settle)
             run.say(f"cost: {side.name}, idle")
             idle = _window(run, side, 0, "idle")
             if ("statements", "") not in idle:
