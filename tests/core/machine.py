@@ -132,7 +132,7 @@ class Machine(RuleBasedStateMachine):
 
     # --- time, and who is alive ---
 
-    @rule(n=which, column=st.sampled_from(["next_run_at", "next_run_at", "run_at", "expires_at", "queued_at"]), seen=st.booleans())
+    @rule(n=which, column=st.sampled_from(["next_run_at", "next_run_at", "run_at", "expires_at", "queued_at", "queued_at"]), seen=st.booleans())
     def time_passes(self, n: int, column: str, seen: bool) -> None:
         """The moment that a column names comes, and a dispatcher may see it. Of an expiry, whether or not there was to be one."""
         name, then = {"next_run_at": ("next_run", "past"), "expires_at": ("expires", "past"), "queued_at": ("queued", "stale")}.get(column, (column, "past"))
