@@ -60,12 +60,13 @@ def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None 
             "connect_timeout": max(1, round(settings.connect_timeout)),
             **KEEPALIVE,
             "application_name": f"{APPLICATION}-{role}",
-            "options": _options(statement_timeout=int(settings.statement_timeout * 1000), idle_in_transaction_session_timeout=STANDSTILL, **PLANNING),
+            "options": libpq_options(statement_timeout=int(settings.statement_timeout * 1000), idle_in_transaction_session_timeout=STANDSTILL, **PLANNING),
         },
     )
 
 
-def _options(**settings: object) -> str:
+def libpq_options(**settings: object) -> str:
+    """Settings of a session as libpq's ``options``."""
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
 

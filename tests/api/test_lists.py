@@ -12,6 +12,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import Engine, text
 
 from taskyard import deliveries
+from taskyard.queries import id_only
 from taskyard.routes import sync_routes
 from taskyard.settings import Settings
 
@@ -196,3 +197,22 @@ async def test_the_list_of_a_deep_table_reads_by_index(app: FastAPI, client: Asy
     while scans()[1] < looked_up + 8:  # noqa: ASYNC110  # no event of ours tells it
         await anyio.sleep(0.02)
     assert scans()[0] - read < 1000
+
+
+@pytest.mark.parametrize(
+    ("q", "only"),
+    [
+        ("01a21650-e", True),
+        ("01A21650-E9A0-77c4", True),
+        ("01a21650-e9a0-77c4-85ef-4535789a4cf1", True),
+        ("01a21650", False),
+        ("01a21650-", False),
+        ("20261126-1", False),
+        ("01a21650-report", False),
+        ("0report-e", False),
+        ("01a21650-e9a0-77c4-85ef-4535789a4cf1-more", False),
+        ("01a21650-e9a0-77c4-85ef-4535789a4cf1a", False),
+    ],
+)
+def test_only_what_can_hardly_be_a_tag_is_looked_for_as_an_id_alone(q: str, only: bool) -> None:
+    assert id_only(q) is only

@@ -174,8 +174,8 @@ def test_a_list_of_a_tasks_children_reads_their_index(deep: Connection) -> None:
     assert {node["Index Name"] for node in nodes(plan[0]["Plan"]) if "Index Name" in node} == {"ix_tasks_parent"}
 
 
-def test_a_plan_that_was_made_while_the_table_was_small_reads_an_index_all_the_same(database_url: str) -> None:
-    """A plan is kept until the next ANALYZE, however much the table has grown until then."""
+def test_a_run_reads_no_whole_table_however_small_it_is(database_url: str) -> None:
+    """A plan that does is kept until the next ANALYZE, however much the table has grown until then."""
     engine = sync_engine(DatabaseSettings(url=SecretStr(database_url)), role="test")
     life = Life(engine)
     worker = life.worker()
