@@ -20,7 +20,8 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from taskyard.database import APPLICATION, PLANNING, STANDSTILL, database_url, outages_named
+from taskyard.database import APPLICATION, PLANNING, STANDSTILL, database_url
+from taskyard.database_errors import OutageLog, outages_named
 from taskyard.errors import Unavailable
 from taskyard.settings import DatabaseSettings
 from taskyard.storable import from_json
@@ -43,6 +44,7 @@ class Database:
         self.engine = _engine(settings, role="api")
         self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._arguments = _arguments(settings, role="api-apart")
+        self._outages = OutageLog()
         self._open: WeakSet[Any] = WeakSet()
         self._idle: WeakSet[Any] = WeakSet()
         listen(self.engine.sync_engine, "connect", lambda connection, _: self._open.add(connection.driver_connection))
@@ -64,7 +66,7 @@ class Database:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reading."""
-        with outages_named(), self.watched() as watch:
+        with outages_named(noted=self._outages), self.watched() as watch:
             async with self.engine.connect() as connection:
                 watch.driver = (await connection.get_raw_connection()).driver_connection
                 yield connection
@@ -72,7 +74,7 @@ class Database:
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction, committed at the end. Where that fails the commit may have happened all the same."""
-        with outages_named(), self.watched() as watch:
+        with outages_named(noted=self._outages), self.watched() as watch:
             async with self.engine.begin() as connection:
                 watch.driver = (await connection.get_raw_connection()).driver_connection
                 yield connection
@@ -80,7 +82,7 @@ class Database:
     @asynccontextmanager
     async def single(self) -> AsyncIterator[AsyncConnection]:
         """A connection for one statement that commits itself: one round trip to the database, where a transaction is three."""
-        with outages_named(), self.watched() as watch:
+        with outages_named(noted=self._outages), self.watched() as watch:
             async with self._single.connect() as connection:
                 watch.driver = (await connection.get_raw_connection()).driver_connection
                 yield connection

@@ -74,7 +74,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     Forbidden: Kind("forbidden", 403, "The access key may not do this"),
     ForeignPage: Kind("forbidden", 403, "The page may not do this"),
     RateLimited: Kind("rate-limited", 429, "Too many requests"),
-    Unavailable: Kind("unavailable", 503, "The service can't reach its database"),
+    Unavailable: Kind("unavailable", 503, "The service can't use its database now"),
 }
 
 

@@ -1,15 +1,11 @@
-"""The configured PostgreSQL, an engine for it, and its outages by one name."""
+"""The configured PostgreSQL, and an engine for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError
 
-from taskyard.errors import ConfigurationError, Unavailable
+from taskyard.errors import ConfigurationError
 from taskyard.settings import DatabaseSettings
 from taskyard.storable import from_json
 
@@ -68,42 +64,3 @@ def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None 
 def libpq_options(**settings: object) -> str:
     """Settings of a session as libpq's ``options``."""
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
-
-
-#: SQLSTATEs of a server that is stopping, starting, full, or not set up yet: no such database, no such table.
-_AWAY = frozenset({"57P01", "57P02", "57P03", "53300", "3D000", "42P01"})
-_TOO_LONG = "57014"
-
-
-def is_outage(error: BaseException) -> bool:
-    """Does this error mean that the database can't be reached now, rather than that a statement was wrong?"""
-    if isinstance(error, PoolTimeout | InterfaceError | ConnectionError | TimeoutError):
-        return True
-    # asyncpg's own errors come through unwrapped while it connects.
-    if getattr(getattr(error, "orig", error), "sqlstate", None) in _AWAY:
-        return True
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, OperationalError)
-    return isinstance(error, OSError)
-
-
-@contextmanager
-def outages_named(at: URL | str | None = None) -> Iterator[None]:
-    """Turn what the drivers raise when the database is away into :class:`Unavailable`.
-
-    With ``at``, its message names the host and has the driver's own words: for operators, not for clients.
-    """
-    try:
-        yield
-    except Exception as error:
-        if getattr(getattr(error, "orig", error), "sqlstate", None) == _TOO_LONG:
-            raise Unavailable("The database took too long for this, and was stopped. A list, or an action, with more filters is quicker.") from error
-        if is_outage(error):
-            raise Unavailable(f"The database can't be reached now: {_operators_words(make_url(at), error) if at else type(error).__name__}") from error
-        raise
-
-
-def _operators_words(url: URL, error: Exception) -> str:
-    host, port = url.host or url.query.get("host", "localhost"), url.port or url.query.get("port", 5432)
-    words = " ".join(str(getattr(error, "orig", None) or error).split("\n", 1)[0].split())
-    return f"host {host}, port {port}: {words or type(error).__name__}"

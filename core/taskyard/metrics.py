@@ -22,6 +22,7 @@ from typing import Literal
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
+from taskyard.database_errors import sqlstate_of
 from taskyard.plugins import Registry
 from taskyard.storable import to_json
 from taskyard.tables import TERMINAL
@@ -233,8 +234,8 @@ def flush(connection: Connection, tally: Tally) -> None:
 
 def _is_refusal(error: Exception) -> bool:
     """Did the server answer that it did not do it? Class 08 and 57P are a connection's end, which tells nothing."""
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return isinstance(state, str) and not state.startswith(("08", "57P"))
+    state = sqlstate_of(error)
+    return state is not None and not state.startswith(("08", "57P"))
 
 
 def flush_if_due(engine: Engine, tally: Tally, *, last: bool = False) -> None:

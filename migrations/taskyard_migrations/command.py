@@ -11,7 +11,8 @@ from alembic import command
 from alembic.util import CommandError
 
 from taskyard import logs
-from taskyard.database import database_url, outages_named
+from taskyard.database import database_url
+from taskyard.database_errors import outages_named
 from taskyard.errors import ConfigurationError
 from taskyard.masking import secrets_in
 from taskyard.settings import load_settings

@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from sqlalchemy.exc import DBAPIError
 
 from taskyard import lifecycle
-from taskyard.database import is_outage, sync_engine
+from taskyard.database import sync_engine
+from taskyard.database_errors import is_outage
 from taskyard.dispatch.app import create_celery
 from taskyard.dispatch.publisher import Publisher
 from taskyard.settings import BrokerSettings, DatabaseSettings, Settings

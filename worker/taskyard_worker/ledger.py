@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, RowMapping
 
 from taskyard import failpoints, lifecycle, metrics, offspring
 from taskyard.channels import announce
-from taskyard.database import is_outage
+from taskyard.database_errors import is_outage
 from taskyard.metrics import Tally
 from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings

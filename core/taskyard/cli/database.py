@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from taskyard import queries
-from taskyard.database import database_url, outages_named, sync_engine
+from taskyard.database import database_url, sync_engine
+from taskyard.database_errors import outages_named
 from taskyard.errors import Unavailable
 from taskyard.settings import DatabaseSettings, load_settings
 

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 
 from taskyard import deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
 from taskyard.channels import READY
-from taskyard.database import is_outage
+from taskyard.database_errors import driver_words, is_mistake, is_outage
 from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
 from taskyard.dispatch.gathering import Gathering
@@ -118,11 +118,11 @@ class Dispatcher:
                 wait = self.tick()
                 failures = 0
             except Exception as error:
-                if not is_outage(error):
+                if not is_outage(error) or is_mistake(error):
                     log.exception("dispatcher.error")
                 failures += 1
                 wait = min(0.1 * 2**failures, 5.0)
-                log.warning("dispatcher.waits", seconds=wait, error=type(error).__name__)
+                log.warning("dispatcher.waits", seconds=wait, error=driver_words(error))
             self._sleep(wait)
         metrics.flush_if_due(self._engine, self._tally, last=True)
         self._listener.close()

@@ -13,7 +13,8 @@ from typing import Any
 
 import psycopg
 
-from taskyard.database import APPLICATION, database_url, outages_named
+from taskyard.database import APPLICATION, database_url
+from taskyard.database_errors import outages_named
 from taskyard.settings import DatabaseSettings
 
 _LOOK_EVERY = 0.05

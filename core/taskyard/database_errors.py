@@ -1,0 +1,144 @@
+"""Whose fault is a database error? The one place that decides it, for both drivers, raw or wrapped by SQLAlchemy.
+
+PostgreSQL says by SQLSTATE when *this row's data* is wrong: trying again can't help then. Every other error is an outage: the server is
+away, full, read-only or being upgraded, a password or a right is missing, a pooler stands in between. The work is kept and tried again, and
+a client is answered 503. That includes mistakes of ours, such as a syntax error: the next release cures them, and until then nothing
+accepted is lost. They are logged as errors (see :func:`is_mistake`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from taskyard.errors import Unavailable
+from taskyard.masking import mask_url
+
+log = structlog.get_logger(__name__)
+#: Seconds in which an outage is logged once.
+QUIET: Final = 60.0
+#: Classes of SQLSTATE that blame the data: data exception, integrity violation, and program limit exceeded, which is the size or the depth
+#: of a value.
+DATA_CLASSES: Final = ("22", "23", "54")
+#: Errors that only a statement of ours, or a schema that isn't ours, can cause.
+_MISTAKES: Final = ("42", "0A", "21", "2F", "34", "XX")
+#: Missing rights are the operator's: a sentence says enough.
+_NO_RIGHTS: Final = "42501"
+_TOO_LONG: Final = "57014"
+_LOCKED: Final = "55P03"
+#: Classes and states of a server that is not there for this login, rather than one that refuses a statement.
+_UNREACHABLE: Final = ("08", "28", "3D", "57P", "53300")
+_DRIVERS: Final = frozenset({"asyncpg", "psycopg"})
+#: Characters of a driver's message that are shown.
+_MOST_WORDS: Final = 500
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The SQLSTATE that PostgreSQL gave; None if the error was raised by the client's side."""
+    states = (getattr(one, "sqlstate", None) for one in _causes(error))
+    return next((state for state in states if isinstance(state, str)), None)
+
+
+def is_bad_data(error: BaseException) -> bool:
+    """Is this row's data wrong, so that trying again can't help?"""
+    if not _is_of_database(error):
+        return False
+    if state := sqlstate_of(error):
+        return state.startswith(DATA_CLASSES)
+    # The driver could not write a value in PostgreSQL's form: too large a number, or U+0000 in a text.
+    return any(_driver_of(one) is not None and type(one).__name__ == "DataError" for one in _causes(error))
+
+
+def is_outage(error: BaseException) -> bool:
+    """Is this an error of the database that is not :func:`is_bad_data`? What was to be written is kept, and tried again."""
+    if isinstance(error, PoolTimeout | PendingRollbackError | OSError):
+        return True
+    return _is_of_database(error) and not is_bad_data(error)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Is this outage most likely a fault of a statement of ours, or of the schema, rather than of the server?"""
+    state = sqlstate_of(error) or ""
+    return state.startswith(_MISTAKES) and state != _NO_RIGHTS
+
+
+def driver_words(error: BaseException) -> str:
+    """The driver's own words on one line, with the passwords of URLs masked. They name hosts and users: for operators, not for clients."""
+    innermost = list(_causes(error))[-1]
+    words = " ".join(str(innermost).split("\nDETAIL:", 1)[0].split())
+    return mask_url(words[:_MOST_WORDS]) or type(innermost).__name__
+
+
+class OutageLog:
+    """Logs the driver's words of each outage once in :data:`QUIET` seconds, however many meet it."""
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[str, float] = {}
+
+    def note(self, error: BaseException) -> None:
+        """An outage was met."""
+        words, now = driver_words(error), time.monotonic()
+        if now < self._quiet_until.get(words, 0.0):
+            return
+        # Words may name what differs each time, such as a process id.
+        self._quiet_until = {known: until for known, until in self._quiet_until.items() if until > now} | {words: now + QUIET}
+        if is_mistake(error):
+            log.error("database.refused", error=words, sqlstate=sqlstate_of(error), exc_info=error)
+        else:
+            log.warning("database.unavailable", error=words, sqlstate=sqlstate_of(error))
+
+
+@contextmanager
+def outages_named(at: URL | str | None = None, noted: OutageLog | None = None) -> Iterator[None]:
+    """Turn an outage into :class:`Unavailable`, which tells clients nothing of the installation.
+
+    With ``at``, its message names the host and has the driver's own words: for operators, not for clients. With ``noted``, it is logged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        if noted:
+            noted.note(error)
+        raise Unavailable(f"{_sentence(error)}{f' {_place(make_url(at))}: {driver_words(error)}' if at else ''}") from error
+
+
+def _sentence(error: BaseException) -> str:
+    state = sqlstate_of(error)
+    if state == _TOO_LONG:
+        return "The database took too long for this, and was stopped. A list, or an action, with more filters is quicker."
+    if state == _LOCKED:
+        return "The database can't do this now: what it needs is locked."
+    if state is None or state.startswith(_UNREACHABLE):
+        return "The database can't be reached now."
+    return "The database can't do this now."
+
+
+def _place(url: URL) -> str:
+    return f"Host {url.host or url.query.get('host', 'localhost')}, port {url.port or url.query.get('port', 5432)}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it stands for: SQLAlchemy wraps the drivers' errors, and asyncpg's twice."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = getattr(cause, "orig", None) or cause.__cause__
+
+
+def _is_of_database(error: BaseException) -> bool:
+    return isinstance(error, DBAPIError) or _driver_of(error) is not None
+
+
+def _driver_of(error: BaseException) -> str | None:
+    """The driver that raised it. By name: asyncpg is not installed everywhere."""
+    homes = (cls.__module__.partition(".")[0] for cls in type(error).__mro__)
+    return next((home for home in homes if home in _DRIVERS), None)
