@@ -23,6 +23,7 @@ from taskyard.keys import Caller
 from taskyard_api import problems
 from taskyard_api.errors import Forbidden, RateLimited, Unauthorized, WrongKey
 from taskyard_api.service import CALLER, Service
+from taskyard_api.watch import ROUTED
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,7 @@ ANY_KEY: Final = "any"
 RULES: Sequence[tuple[str, str, Need]] = (
     ("GET", "/health/(live|ready)", OPEN),
     ("GET", "/docs(/oauth2-redirect)?|/openapi.json", ANY_KEY),
-    ("GET", METRICS, "admin"),
+    ("GET", METRICS, "metrics:read"),
     # Queues are the installation's, and so are their counts: they tell of every namespace.
     (".*", "/api/v1/queues(/.*)?", "admin"),
     ("POST", "/api/v1/deliveries/.*", "admin"),
@@ -85,7 +86,7 @@ class Gate:
             await self._app(scope, receive, send)
 
     async def _admit(self, scope: Scope) -> Caller | None:
-        needed = rule_for(scope["method"], scope["path"])
+        needed = rule_for(scope["method"], scope[ROUTED])
         if needed == OPEN:
             return None
         caller = await self._caller(scope)
@@ -126,7 +127,7 @@ class Gate:
             async with service.database.begin() as connection:
                 return await connection.run_sync(keys.look_up, key)
         except Unavailable:
-            if known and scope["path"] == METRICS and now < min(known.fresh_until - FRESH + STALE, known.ends):
+            if known and scope[ROUTED] == METRICS and now < min(known.fresh_until - FRESH + STALE, known.ends):
                 return known.caller
             raise
 

@@ -55,7 +55,6 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
         title="Taskyard",
         version=__version__,
         description=DESCRIPTION,
-        root_path=settings.api.root_path,
         redirect_slashes=False,
         redoc_url=None,
         lifespan=lifespan,
@@ -74,7 +73,7 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
         app.add_middleware(Gate)
     else:
         app.add_middleware(Origins, allowed=settings.api.cors_origins, loopback=is_loopback(settings.api.host))
-    app.add_middleware(Edge, max_body_bytes=settings.api.max_body_bytes, own=own)
+    app.add_middleware(Edge, max_body_bytes=settings.api.max_body_bytes, own=own, root_path=settings.api.root_path)
     if settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.api.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED)
     _document(app, registry, settings)

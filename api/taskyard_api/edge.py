@@ -18,7 +18,7 @@ from taskyard.metrics import Tally
 from taskyard_api.errors import BodyTooSlow, TooLarge
 from taskyard_api.problems import INTERNAL, MEDIA_TYPE, internal
 from taskyard_api.sse import HEAD
-from taskyard_api.watch import Watch
+from taskyard_api.watch import ROUTED, Watch
 
 log = structlog.get_logger(__name__)
 BASE = "/api/v1"
@@ -36,10 +36,11 @@ _PRIVATE = (_CACHE, b"private, no-cache")
 
 
 class Edge:
-    """Wraps the application. ``max_body_bytes`` bounds what a request may send; ``own`` counts requests."""
+    """Wraps the application. ``max_body_bytes`` bounds what a request may send; ``own`` counts requests. ``root_path`` is the prefix that a proxy strips."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, own: Tally) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, own: Tally, root_path: str = "") -> None:
         self._app = app
+        self._root_path = root_path
         self._own = own
         self._limit = max_body_bytes
 
@@ -48,7 +49,10 @@ class Edge:
             await self._app(scope, receive, send)
             return
         watch = Watch(scope["headers"], self._own)
-        scope = {**scope, "path": canonical(scope["path"]), "taskyard.path": scope["path"]}
+        routed = canonical(scope["path"])
+        # ASGI's path includes the prefix that a proxy has stripped: Starlette takes it off before routing. A prefix that was not stripped stays.
+        root = self._root_path
+        scope = {**scope, "path": root + routed, ROUTED: routed, "taskyard.path": scope["path"]} | ({"root_path": root} if root else {})
         if scope["method"] == "HEAD":
             scope["method"], scope[HEAD], send = "GET", True, without_body(send)
         bound = structlog.contextvars.bind_contextvars(request_id=watch.id)

@@ -187,7 +187,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     """What routing answers: no such path, no such method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return problem(NOT_FOUND, "There is nothing at this address. See /docs.", instance_of(request))
+        return problem(NOT_FOUND, _nothing_at(instance_of(request), request.scope.get("root_path", "")), instance_of(request))
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request))
@@ -195,6 +195,12 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     else:
         kind, detail = Kind(INVALID.slug, error.status_code, INVALID.title), str(error.detail)
     return problem(kind, detail, instance_of(request), headers)
+
+
+def _nothing_at(asked: str, prefix: str) -> str:
+    if prefix and asked.startswith(f"{prefix}/"):
+        return f"There is nothing at this address. The proxy has to strip {prefix} (api.root_path) from the path before it sends the request on."
+    return f"There is nothing at this address. See {prefix}/docs."
 
 
 def _methods(request: Request) -> Sequence[str]:

@@ -25,6 +25,8 @@ _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"
 SLOW = 1.0
 #: Where a route leaves the id of the task that it made, in the request's scope.
 TASK_ID = "taskyard.task_id"
+#: Where the edge leaves the path that is routed, without the prefix of `api.root_path`.
+ROUTED = "taskyard.routed"
 
 
 class Watch:
@@ -64,4 +66,4 @@ def _template(scope: Scope, base: str) -> str:
     path: str | None = getattr(scope.get("route"), "path_format", None)
     if path is None:
         return OTHER
-    return base + path if scope["path"].startswith(base) and not path.startswith(base) else path
+    return base + path if scope[ROUTED].startswith(base) and not path.startswith(base) else path

@@ -21,7 +21,7 @@ from taskyard.errors import InvalidInput, NotFound
 from taskyard.tables import audit, keys
 from taskyard.validation import nearest
 
-Scope = Literal["tasks:read", "tasks:write", "admin"]
+Scope = Literal["tasks:read", "tasks:write", "metrics:read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 PREFIX = "ty_"
 #: How exactly it is known when a key was last used: a busy key would be a row that is written without end.

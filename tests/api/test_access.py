@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -156,6 +156,42 @@ async def test_a_scope_opens_its_calls_and_no_others(app: FastAPI, engine: Engin
         assert len((await operator.get("/tasks")).json()["items"]) == 1
         for path in ("/queues", "http://test/metrics", "http://test/openapi.json", "http://test/docs"):
             assert (await operator.get(path)).status_code == 200, path
+
+
+async def test_a_key_for_metrics_opens_the_metrics_and_nothing_else(app: FastAPI, engine: Engine) -> None:
+    async with with_key(app, new_key(engine, "prometheus", scopes=("metrics:read",))) as prometheus:
+        assert (await prometheus.get("http://test/metrics")).status_code == 200
+        for path in ("/tasks", "/queues", "/deliveries", "/events", "/task-types"):
+            assert (await prometheus.get(path)).status_code == 403, path
+        assert (await prometheus.post("/tasks", json={"type": "anything"})).status_code == 403
+    async with with_key(app, new_key(engine, "reader", scopes=("tasks:read", "tasks:write"))) as reader:
+        refused = await reader.get("http://test/metrics")
+        assert (refused.status_code, "metrics:read" in refused.json()["detail"]) == (403, True)
+
+
+@pytest.mark.parametrize("mode", ["keys", "none"])
+@pytest.mark.parametrize("prefix", ["/jobs", "/api", "/api/v1", "/health"])
+async def test_a_prefix_that_the_proxy_has_not_stripped_is_no_address_here(
+    api_settings: Settings, registry: Registry, engine: Engine, mode: Literal["keys", "none"], prefix: str
+) -> None:
+    served_at = api_settings.model_copy(update={"auth": AuthSettings(mode=mode), "api": ApiSettings(root_path=prefix)})
+    made = create_app(served_at, registry)
+    async with made.router.lifespan_context(made), with_key(made, new_key(engine, scopes=("tasks:read", "tasks:write"))) as client:
+        for path in ("/api/v1/tasks", "/api/tasks/", "/health/live", "/docs"):
+            assert (await client.get(f"http://test{path}")).status_code == 200, f"the proxy has stripped {prefix}"
+            unstripped = await client.get(f"http://test{prefix}{path}")
+            assert (unstripped.status_code, unstripped.json()["type"]) == (404, "urn:taskyard:problem:not-found"), path
+            assert f"strip {prefix} " in unstripped.json()["detail"]
+        made_task = await client.post("/tasks", json={"type": "anything", "payload": 1})
+        assert made_task.headers["Location"] == f"{prefix}/api/v1/tasks/{made_task.json()['id']}"
+
+
+@pytest.mark.parametrize(("scope", "near"), [("metrics:raed", "metrics:read"), ("task:read", "tasks:read"), ("Admin", "admin")])
+def test_a_mistyped_scope_is_told_the_near_one(engine: Engine, scope: str, near: str) -> None:
+    with pytest.raises(InvalidInput, match=near) as refused:
+        new_key(engine, scopes=("tasks:read", scope))
+    assert all(known in str(refused.value) for known in keys.SCOPES)
+    assert f"Did you mean {near!r}" in str(refused.value)
 
 
 #: Parameters of paths that name something of the whole installation, the same for every namespace.

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -14,6 +16,8 @@ from threading import Thread
 import pytest
 
 from taskyard.cli import CORE
+from taskyard.cli.output import local_time
+from taskyard.validation import parse_instant
 
 Run = subprocess.CompletedProcess[str]
 
@@ -141,6 +145,20 @@ def test_config_show_masks_secrets_and_tells_where_each_came_from(cli: Cli) -> N
     assert lines["api.port"] == ["8000", "default"]
     shown = json.loads(cli("config", "show", "--json", **environment).stdout)
     assert (shown["database"]["url"], shown["plugins"]["http"]) == ("postgresql://me:***@db/jobs", {"api_token": "***"})
+    assert (shown["from"]["database.url"], shown["from"]["api.port"]) == ("environment: DATABASE_URL", "default")
+    assert shown["from"]["plugins.http"].startswith("taskyard.toml, line 2")
+
+
+@pytest.mark.parametrize(("zone", "shown"), [("UTC", "2030-01-31T12:00:00+00:00"), ("Asia/Kolkata", "2030-01-31T17:30:00+05:30")])
+def test_a_printed_time_has_its_offset_and_is_a_time_that_options_take(monkeypatch: pytest.MonkeyPatch, zone: str, shown: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert local_time("2030-01-31T12:00:00.123456Z") == shown
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert parse_instant(shown) == datetime(2030, 1, 31, 12, tzinfo=UTC)
 
 
 def test_a_piped_table_has_no_blanks_at_the_end_of_its_lines(cli: Cli) -> None:

@@ -23,14 +23,14 @@ def show(as_json: AsJson = False) -> None:
     loaded = load_with_places()
     masked = mask(loaded.settings)
     _mask_options(loaded.settings, masked["routes"])
-    if as_json:
-        write_json(masked)
-        return
     rows = []
     for section, values in masked.items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
             rows.append((f"{section}.{name}".rstrip("."), value, _place((section, name), loaded.places)))
-    write_table(("SETTING", "VALUE", "FROM"), rows, fold=("VALUE", "FROM"))
+    if as_json:
+        write_json(masked | {"from": {setting: place for setting, _, place in rows}})
+    else:
+        write_table(("SETTING", "VALUE", "FROM"), rows, fold=("VALUE", "FROM"))
 
 
 def _mask_options(settings: Settings, routes: list[dict[str, Any]]) -> None:

@@ -90,9 +90,9 @@ def say(message: str) -> None:
 
 
 def local_time(stamp: str | datetime | None) -> str:
-    """A time (as text in RFC 3339) in the local zone, to the second."""
+    """A time (as text in RFC 3339) in the local zone, to the second: RFC 3339 again, so that the options of other commands take it."""
     when = datetime.fromisoformat(stamp) if isinstance(stamp, str) else stamp
-    return f"{when.astimezone():%Y-%m-%d %H:%M:%S}" if when else ""
+    return when.astimezone().isoformat(timespec="seconds") if when else ""
 
 
 def keep_plugins_quiet() -> None:
