@@ -36,9 +36,9 @@ from sqlalchemy import Connection, RowMapping, TextClause, text
 from sqlalchemy.exc import IntegrityError
 
 from taskyard import system
-from taskyard.channels import ENDED
+from taskyard.channels import ENDED, announce
 from taskyard.errors import IllegalTransition, NotFound, UniqueConflict, VersionConflict
-from taskyard.records import Finished, NewTask
+from taskyard.records import LANES, Finished, NewTask
 from taskyard.routes import WANTS
 from taskyard.settings import SUBSCRIBED
 from taskyard.statuses import PERSONAL_VERBS as PERSONAL_VERBS
@@ -334,7 +334,10 @@ def reap(connection: Connection, silence: float, max_lost: int) -> list[RowMappi
 
 
 def register_worker(connection: Connection, worker: UUID, name: str, queues: Sequence[str], slots: Mapping[str, int]) -> None:
-    """Make a worker known. It may claim from now on, and must beat. Twice is a beat: the first commit's answer may have been lost."""
+    """Make a worker known, and wake dispatchers for its queues: what waits there has a worker now. It may claim from now on, and must beat.
+
+    Twice is a beat: the first commit's answer may have been lost.
+    """
     connection.execute(
         text(
             "INSERT INTO workers (id, name, queues, slots) VALUES (:id, :name, CAST(:queues AS text[]), CAST(:slots AS jsonb)) "
@@ -342,6 +345,7 @@ def register_worker(connection: Connection, worker: UUID, name: str, queues: Seq
         ),
         {"id": worker, "name": name, "queues": list(queues), "slots": to_json(dict(slots))},
     )
+    announce(connection, [(queue, lane) for queue in queues for lane in LANES])
 
 
 def beat(connection: Connection, worker: UUID, pace: Mapping[str, float] | None = None) -> bool:

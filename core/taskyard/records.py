@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
+
+#: Each queue has one for sync handlers and one for async ones.
+LANES: Final = ("sync", "async")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,11 @@ class Life:
             assert task.id in lifecycle.submit(connection, [task])
         return task.id
 
-    def worker(self, name: str = "w1", silent: float = 0) -> UUID:
+    def worker(self, name: str = "w1", silent: float = 0, queues: Sequence[str] = ("default",)) -> UUID:
         """A known worker that last beat ``silent`` seconds ago."""
         worker = uuid7.uuid7()
         with self.engine.begin() as connection:
-            lifecycle.register_worker(connection, worker, name, ["default"], {"sync": 1})
+            lifecycle.register_worker(connection, worker, name, queues, {"sync": 1})
         self.execute("UPDATE workers SET beat_at = now() - :silent * interval '1 second' WHERE id = :id", id=worker, silent=silent)
         return worker
 

@@ -1,4 +1,4 @@
-"""The real dispatcher and publisher on real brokers, with no worker: what it hands over, and what it finds again."""
+"""The real dispatcher and publisher on real brokers, with a worker that is only a row: what is handed over, and what is found again."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from sqlalchemy import Engine
 
 from taskyard import lifecycle
 from taskyard.channels import announce
-from taskyard.dispatch import dispatcher
+from taskyard.dispatch import dispatcher, look
 from taskyard.dispatch.app import broker_queue, broker_url, create_celery, delivery_queue, is_amqp
 from taskyard.dispatch.dispatcher import Dispatcher
 from taskyard.dispatch.publisher import Publisher, QueueSilent
 from taskyard.settings import Route, Settings
 from tests.broker import forget
+from tests.ground import depth
 from tests.stack import until
 
-from .life import Life
+from .life import Life, new
 
 LINES = (("default", "sync"), ("default", "async"), ("io", "sync"))
 CLOSED_PORT = SecretStr("amqp://guest:guest@127.0.0.1:1//")
@@ -34,10 +35,14 @@ CLOSED_PORT = SecretStr("amqp://guest:guest@127.0.0.1:1//")
 class Counting(Publisher):
     """The publisher, which also counts how often the broker is asked."""
 
-    asked = 0
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.asked = 0
+        self.lines: set[tuple[str, str]] = set()
 
     def depth(self, queue: str, lane: str) -> int:
         self.asked += 1
+        self.lines.add((queue, lane))
         return super().depth(queue, lane)
 
 
@@ -76,6 +81,10 @@ class Yard:
         finally:
             publisher.close()
 
+    def depth_of_any(self, queue: str, lane: str) -> int | None:
+        """Messages of a line's queue; None if the broker has no such queue."""
+        return depth(broker_url(self.settings.broker), broker_queue(self.settings.broker, queue, lane).name)
+
     def take(self, queue: str = "default", lane: str = "sync", limit: int = 1000) -> list[str]:
         """The task ids that wait in a broker queue, in its order; they are gone after."""
         return self._take(broker_queue(self.settings.broker, queue, lane), limit)
@@ -112,8 +121,11 @@ class Yard:
 @pytest.fixture
 def yard(settings: Settings, engine: Engine) -> Iterator[Yard]:
     with Connection(broker_url(settings.broker)) as connection:
-        yield Yard(settings, Life(engine), connection)
-    forget(broker_url(settings.broker), settings.broker.prefix, {queue for queue, _ in LINES})
+        made = Yard(settings, Life(engine), connection)
+        # A worker that never takes anything, and whose next beat is far away.
+        made.life.worker("served", silent=-3600, queues=sorted({queue for queue, _ in LINES}))
+        yield made
+    forget(broker_url(settings.broker), settings.broker.prefix, {"nobodys", *(queue for queue, _ in LINES)})
 
 
 def ids(tasks: list[UUID]) -> list[str]:
@@ -298,6 +310,40 @@ def test_a_queue_that_refuses_messages_holds_up_no_other(yard: Yard) -> None:
     with yard.dispatcher():
         until(yard.all_queued([other]))
         assert yard.life.status(stuck) == "pending"
+
+
+def test_tasks_of_a_queue_that_no_worker_serves_wait_in_the_database_until_one_registers(yard: Yard) -> None:
+    waiting = yard.life.submit(queue="nobodys"), yard.life.submit(queue="nobodys", lane="async")
+    served = yard.life.submit()
+    with yard.dispatcher(tick=600.0):
+        until(yard.all_queued([served]))
+        yard.announce("nobodys")
+        yard.announce("nobodys", "async")
+        assert yard.statuses(list(waiting)) == ["pending", "pending"]
+        assert yard.depth_of_any("nobodys", "sync") is None, "the broker has no queue of that name"
+        # The next tick is ten minutes away: it is the registration that wakes the dispatcher.
+        yard.life.worker("late", silent=-3600, queues=["nobodys"])
+        until(yard.all_queued(list(waiting)))
+    assert yard.take("nobodys") + yard.take("nobodys", "async") == ids(list(waiting))
+
+
+def test_a_thousand_invented_queues_cost_the_dispatch_of_others_nothing(yard: Yard) -> None:
+    """Counted, not timed: the lines that a pass looks at, and the queues that the broker is asked for."""
+    with yard.life.engine.begin() as connection:
+        lifecycle.submit(connection, [new(queue=f"invented-{number}", namespace="noisy") for number in range(1000)])
+        announce(connection, [(f"invented-{number}", "sync") for number in range(1000)])
+    with yard.life.engine.connect() as connection:
+        assert look.lines(connection, look.served_queues(look.workers(connection))) == []
+    mine = yard.life.submit(namespace="quiet")
+    with yard.dispatcher(tick=600.0):
+        until(yard.all_queued([mine]))
+        with yard.life.engine.begin() as connection:
+            announce(connection, [*((f"invented-{number}", "sync") for number in range(1000)), ("default", "sync")])
+        later = yard.life.submit(namespace="quiet")
+        yard.announce()
+        until(yard.all_queued([later]))
+    assert yard.publishers[0].lines == {("default", "sync")}
+    assert yard.life.column("SELECT DISTINCT status FROM tasks WHERE namespace = 'noisy'") == ["pending"]
 
 
 def test_notifications_have_a_window_too_and_routes_come_from_the_settings(yard: Yard) -> None:

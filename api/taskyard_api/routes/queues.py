@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from taskyard import backlog
+from taskyard.records import LANES
 from taskyard_api.models import QUEUE, QUEUES, QueueOut, Queues
 from taskyard_api.routes.answers import answer, problems
 from taskyard_api.service import Serving
@@ -31,6 +32,6 @@ async def pause_queue(request: Request, service: Serving, name: str) -> Response
 async def resume_queue(request: Request, service: Serving, name: str) -> Response:
     """Start the dispatch of a queue again."""
     depth = await service.operate(request, "queue.resume", name, backlog.resume, name, service.declared_queues, service.settings.dispatch.worker_silence)
-    for lane in ("sync", "async"):
+    for lane in LANES:
         service.announcer.announce(name, lane)
     return answer(QUEUE, depth)

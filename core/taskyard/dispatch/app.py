@@ -11,13 +11,13 @@ from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from taskyard.errors import ConfigurationError
+from taskyard.records import LANES
 from taskyard.settings import BrokerSettings, Settings
 
 RUN: Final = "taskyard.run"
 DELIVER: Final = "taskyard.deliver"
 #: Seconds. A worker finds out that its connection is dead after two of them; Celery's 120 would leave it deaf for minutes.
 HEARTBEAT: Final = 20.0
-LANES: Final = ("sync", "async")
 
 
 def broker_queue(settings: BrokerSettings, queue: str, lane: str) -> Queue:

@@ -25,7 +25,7 @@ from taskyard.database_errors import driver_words, is_mistake, is_outage
 from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
 from taskyard.dispatch.gathering import Gathering
-from taskyard.dispatch.look import Outlook, lines, look
+from taskyard.dispatch.look import Outlook, lines, look, served_queues, workers
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
 from taskyard.dispatch.window import Window
 from taskyard.lifecycle import Hint
@@ -78,7 +78,8 @@ class Dispatcher:
         self._full: set[tuple[str, str]] = set()
         self._refill_at = float("inf")
         self._refills = REFILLS[0]
-        self._workers: Iterable[Mapping[str, Any]] = ()
+        self._workers: Sequence[Mapping[str, Any]] = ()
+        self._served: frozenset[str] = frozenset()
         self._stopping = False
         self._gathering = Gathering()
         self._handed = 0
@@ -134,10 +135,10 @@ class Dispatcher:
     def tick(self) -> float:
         """Look at everything once; answers the seconds until the next look."""
         outlook = self._housekeep()
-        self._workers = outlook.workers
+        self._know_workers(outlook.workers)
         deliveries_filled = self._dispatch_deliveries(outlook)
         with self._engine.connect() as connection:
-            waiting = lines(connection)
+            waiting = lines(connection, self._served)
         self._full.clear()
         for queue, lane in waiting:
             self._dispatch_line(queue, lane)
@@ -186,8 +187,7 @@ class Dispatcher:
     def _heed(self) -> list[Filled]:
         """Dispatch what notifications name. NOTHING: look at everything, for what is named is planned, or the connection broke."""
         try:
-            lines_ = [payload.rpartition("/") for payload in self._listener.take()]
-            filled = [self._dispatch_line(queue, lane) for queue, _, lane in lines_]
+            filled = [self._dispatch_line(queue, lane) for queue, lane in self._served_lines(self._listener.take())]
             if self._full and self._refill_at == float("inf"):
                 self._plan_refill()
             return filled
@@ -195,6 +195,18 @@ class Dispatcher:
             log.warning("dispatcher.listen_failed", error=type(error).__name__)
             self._listener.close()
             return [Filled.NOTHING]
+
+    def _served_lines(self, payloads: Iterable[str]) -> list[tuple[str, str]]:
+        """The announced lines that a worker serves. The others wait in the database: any client can name a queue that nobody serves."""
+        announced = [(queue, lane) for queue, _, lane in (payload.rpartition("/") for payload in sorted(payloads))]
+        if any(queue not in self._served for queue, _ in announced):
+            # A worker that has just registered announces its lines, too.
+            with self._engine.connect() as connection:
+                self._know_workers(workers(connection))
+        return [line for line in announced if line[0] in self._served]
+
+    def _know_workers(self, registered: Sequence[Mapping[str, Any]]) -> None:
+        self._workers, self._served = registered, served_queues(registered)
 
     def _housekeep(self) -> Outlook:
         dispatch = self._settings.dispatch

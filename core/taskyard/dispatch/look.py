@@ -1,8 +1,8 @@
-"""What the dispatcher asks the database when it wakes: is anything due, and which lines have tasks?"""
+"""What the dispatcher asks the database when it wakes: is anything due, and which of the lines that workers serve have tasks?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,18 @@ SELECT
   (SELECT jsonb_agg(jsonb_build_object('queues', queues, 'slots', slots, 'pace', pace)) FROM workers) AS workers"""
 )
 
-# A loose index scan: one probe a line, however many tasks stand in it.
+_WORKERS = text("SELECT queues, slots, pace FROM workers")
+
+# One probe a line, however many tasks stand in it, and however many queues clients have invented: only the queues of registered workers are
+# asked for. (In the index's order, or the planner might read the whole table for its one row.)
 _LINES = text(
     """
-WITH RECURSIVE line AS (
-  (SELECT queue, lane FROM tasks WHERE in_line ORDER BY queue, lane LIMIT 1)
-  UNION ALL
-  SELECT n.queue, n.lane FROM line, LATERAL (
-    SELECT queue, lane FROM tasks WHERE in_line AND (queue, lane) > (line.queue, line.lane) ORDER BY queue, lane LIMIT 1) n
-)
-SELECT queue, lane FROM line WHERE NOT EXISTS (SELECT 1 FROM queues q WHERE q.name = line.queue AND q.paused_at IS NOT NULL)"""
+SELECT served.queue, lanes.lane
+FROM unnest(CAST(:queues AS text[])) AS served(queue) CROSS JOIN (VALUES ('sync'), ('async')) AS lanes(lane)
+CROSS JOIN LATERAL (SELECT FROM tasks t WHERE t.in_line AND t.queue = served.queue AND t.lane = lanes.lane
+  ORDER BY t.priority DESC, t.id LIMIT 1) AS any_task
+WHERE NOT EXISTS (SELECT 1 FROM queues q WHERE q.name = served.queue AND q.paused_at IS NOT NULL)
+ORDER BY served.queue, lanes.lane"""
 )
 
 
@@ -54,6 +56,16 @@ def look(connection: Connection, silence: float) -> Outlook:
     return Outlook(row.expiring, row.silent, row.run_in, row.try_in, row.workers or ())
 
 
-def lines(connection: Connection) -> list[tuple[str, str]]:
-    """Every (queue, lane) that has tasks in line and is not paused."""
-    return [(row.queue, row.lane) for row in connection.execute(_LINES)]
+def workers(connection: Connection) -> Sequence[Mapping[str, Any]]:
+    """The registered workers: ``queues``, ``slots`` and ``pace`` of each."""
+    return [row._asdict() for row in connection.execute(_WORKERS)]
+
+
+def served_queues(workers: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """The queues that these workers serve."""
+    return frozenset(queue for worker in workers for queue in worker["queues"])
+
+
+def lines(connection: Connection, queues: Collection[str]) -> list[tuple[str, str]]:
+    """The (queue, lane) of these queues that have tasks in line and are not paused."""
+    return [(row.queue, row.lane) for row in connection.execute(_LINES, {"queues": sorted(queues)})]
