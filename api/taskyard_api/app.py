@@ -20,6 +20,7 @@ from taskyard.settings import Settings, is_loopback
 from taskyard_api import openapi, problems
 from taskyard_api.access import Gate
 from taskyard_api.edge import BASE, Edge
+from taskyard_api.measures import alarming_requests
 from taskyard_api.origins import Origins
 from taskyard_api.routes import actions, catalogue, deliveries, health, live, metrics, queues, submissions, tasks
 from taskyard_api.service import Service
@@ -65,10 +66,10 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
             HTTPException: problems.on_http_error,
         },
     )
-    for part in (live, submissions, actions, tasks, queues, deliveries, catalogue):
-        app.include_router(part.router, prefix=BASE)
-    app.include_router(health.router)
-    app.include_router(metrics.router)
+    parts = [(BASE, part.router) for part in (live, submissions, actions, tasks, queues, deliveries, catalogue)]
+    for prefix, router in (*parts, ("", health.router), ("", metrics.router)):
+        app.include_router(router, prefix=prefix)
+        own.restore(alarming_requests(router.routes, prefix))
     if settings.asks_for_keys:
         app.add_middleware(Gate)
     else:

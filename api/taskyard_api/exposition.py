@@ -11,10 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
-from taskyard.metrics import INFINITY, STALE, STALE_VERBS, Key, Metric
-
-#: Series that are there before anything happened: Prometheus sees no increase in a counter that begins at 1.
-_FROM_THE_START = {STALE.name: [(verb,) for verb in STALE_VERBS]}
+from taskyard.metrics import INFINITY, Key, Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Exposition:
 def _simple(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
     family = kind(metric.name, metric.help, labels=metric.labels)
-    from_the_start = _FROM_THE_START.get(metric.name, [()] if not metric.labels and metric.kind == "counter" else [])
+    from_the_start = [()] if not metric.labels and metric.kind == "counter" else []
     for labels, value in sorted((dict.fromkeys(from_the_start, 0.0) | dict(values)).items()):
         # A row of a version whose metric had other labels.
         if len(labels) == len(metric.labels):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 
 import structlog
 from sqlalchemy import QueuePool
+from starlette.routing import BaseRoute, Route
 
 from taskyard import metrics
 from taskyard.gauges import Samples
-from taskyard.metrics import Metric, Tally
+from taskyard.metrics import INFINITY, Key, Metric, Tally
 from taskyard_api.database import Database
 from taskyard_api.live import Feed
 from taskyard_api.waits import Waits
@@ -29,8 +31,16 @@ WAITING = Metric("taskyard_requests_waiting", "gauge", "Requests of this web pro
 
 OWN = (UP, POOL, POOL_SIZE, LAG, REQUESTS, STREAMS, WAITING)
 LOOK_EVERY = 0.5
+#: Answers that alerts are about.
+_ALARMING = ("500", "503")
 #: Seconds that the last flush of a process may take.
 LAST_FLUSH = 2.0
+
+
+def alarming_requests(routes: Iterable[BaseRoute], prefix: str) -> dict[Key, float]:
+    """Zero for each answer of a route that alerts are about: Prometheus sees no increase in a series that is born at 1."""
+    pairs = [(method, prefix + route.path_format) for route in routes if isinstance(route, Route) for method in route.methods or ()]
+    return {(REQUESTS.bucket_name, (method, path, status, INFINITY)): 0.0 for method, path in pairs for status in _ALARMING}
 
 
 class Measures:

@@ -88,6 +88,13 @@ FROM level CROSS JOIN LATERAL (
   ORDER BY t.id LIMIT 1) AS oldest
 GROUP BY level.queue"""
 )
+# A parked task is pending with a time; one that waits for a retry is scheduled. A park is a change, so of a parked task that ran before, the
+# last start is what its last change is of others.
+_PARKED_FIRST = """
+SELECT type, queue, CASE WHEN fence = 0 THEN GREATEST(created_at, run_at) ELSE started_at END AS ready_at
+FROM tasks WHERE next_run_at IS NOT NULL AND status = 'pending' ORDER BY next_run_at LIMIT :cap"""
+_PARKED = text(f"SELECT type, queue, count(*) AS n FROM ({_PARKED_FIRST}) AS first GROUP BY type, queue")
+_OLDEST_PARKED = text(f"SELECT queue, EXTRACT(epoch FROM now() - min(ready_at))::float8 AS seconds FROM ({_PARKED_FIRST}) AS first GROUP BY queue")
 _WORKERS = text("SELECT name, unnest(queues) AS queue FROM workers WHERE beat_at > now() - :silence * interval '1 second' ORDER BY name")
 
 
@@ -115,8 +122,16 @@ def live_counts(connection: Connection, known: Iterable[str]) -> list[Row[Any]]:
 
 
 def oldest_ready(connection: Connection, known: Iterable[str]) -> dict[str, float]:
-    """For how many seconds the oldest task of each queue has been ready without being started."""
-    return {row.queue: row.seconds for row in connection.execute(_OLDEST, {"known": list(known), "hops": QUEUE_LIMIT})}
+    """For how many seconds the oldest task of each queue has been ready without being started, in line or parked."""
+    oldest = {row.queue: row.seconds for row in connection.execute(_OLDEST, {"known": list(known), "hops": QUEUE_LIMIT})}
+    for row in connection.execute(_OLDEST_PARKED, {"cap": COUNT_LIMIT}):
+        oldest[row.queue] = max(row.seconds, oldest.get(row.queue, 0.0))
+    return oldest
+
+
+def parked(connection: Connection) -> list[Row[Any]]:
+    """How many tasks are parked, for their worker lacks their type: ``n`` by ``type`` and ``queue``, counted up to COUNT_LIMIT."""
+    return list(connection.execute(_PARKED, {"cap": COUNT_LIMIT}))
 
 
 _PAUSE = text(

@@ -15,7 +15,16 @@ from taskyard.settings import Settings
 TASKS = Metric("taskyard_tasks", "gauge", "Tasks that have not ended. Counting stops early in a deep backlog.", ("type", "queue", "status"))
 CAPPED = Metric("taskyard_tasks_capped", "gauge", "1 where counting stopped early: the true numbers of `taskyard_tasks` are at least these.", ("queue",))
 OLDEST = Metric(
-    "taskyard_oldest_pending_seconds", "gauge", "How long the oldest task that could start has waited, in line or in the broker. 0: none waits.", ("queue",)
+    "taskyard_oldest_pending_seconds",
+    "gauge",
+    "How long the oldest task that could start has waited: in line, in the broker, or parked. 0: none waits.",
+    ("queue",),
+)
+PARKED = Metric(
+    "taskyard_tasks_parked",
+    "gauge",
+    f"Tasks that a worker put aside because it lacks their type. They are tried again after `dispatch.park_delay`. Counted up to {COUNT_LIMIT:,}.",
+    ("type", "queue"),
 )
 PAUSED = Metric("taskyard_queue_paused", "gauge", "1 where a queue is paused.", ("queue",))
 WINDOW_FILL = Metric("taskyard_window_fill", "gauge", "Tasks that were handed to the broker and not yet claimed.", ("queue", "lane"))
@@ -27,7 +36,7 @@ WORKERS = Metric("taskyard_workers_alive", "gauge", "Workers that beat within `d
 SLOTS = Metric("taskyard_worker_slots", "gauge", "Tasks that the live workers can run at once.", ("lane",))
 DISPATCHER = Metric("taskyard_dispatcher_alive", "gauge", "1 if a dispatcher used the database lately.")
 
-GAUGES = (TASKS, CAPPED, OLDEST, PAUSED, WINDOW_FILL, WINDOW_SIZE, OPEN_DELIVERIES, WORKERS, SLOTS, DISPATCHER)
+GAUGES = (TASKS, CAPPED, OLDEST, PARKED, PAUSED, WINDOW_FILL, WINDOW_SIZE, OPEN_DELIVERIES, WORKERS, SLOTS, DISPATCHER)
 
 #: A dispatcher asks the database something on every tick, and at least this often (seconds) while the broker is away.
 LONGEST_PAUSE = 5.0
@@ -100,15 +109,21 @@ def read(connection: Connection, settings: Settings, tally: Tally) -> Samples:
 def scrape(connection: Connection, settings: Settings, tally: Tally) -> Samples:
     """All that the database knows: the gauges, and the counters of all processes."""
     samples = read(connection, settings, tally)
-    samples.update(metrics.read(connection))
+    samples.update(tally.zeros() | metrics.read(connection))
     return samples
 
 
 def _read_queues(connection: Connection, tally: Tally, samples: Samples) -> None:
     known = tally.queues()
     for queue in known:
-        samples.add(OLDEST, 0, queue)
-        samples.add(PAUSED, 0, queue)
+        for metric in (OLDEST, PAUSED, CAPPED):
+            samples.add(metric, 0, queue)
+        for lane in ("sync", "async"):
+            samples.add(WINDOW_FILL, 0, queue, lane)
+    for type_, queue in tally.own_queues.items():
+        samples.add(PARKED, 0, type_, queue)
+    for row in backlog.parked(connection):
+        samples.add(PARKED, row.n, tally.name("type", row.type), tally.name("queue", row.queue))
     for row in connection.execute(text("SELECT name FROM queues WHERE paused_at IS NOT NULL")):
         samples.most(PAUSED, 1, tally.name("queue", row.name))
     for row in backlog.live_counts(connection, known):

@@ -15,7 +15,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,6 +77,9 @@ DELIVERIES = Metric("taskyard_deliveries_total", "counter", "Tries of deliveries
 #: What is in the table ``counters``.
 SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, MESSAGES, STALE, PURGED, DELIVERIES)
 STALE_VERBS = ("beat", "deliver", "finish", "log", "progress")
+DELIVERY_OUTCOMES = ("delivered", "failed", "dead")
+#: Up to this many pairs of a type and a queue start at zero; beyond it, only each type in its own queue does.
+MOST_PAIRS = 500
 
 
 class Tally:
@@ -88,6 +91,8 @@ class Tally:
 
     def __init__(self, types: Iterable[str] = (), queues: Iterable[str] = (), notifiers: Iterable[str] = ()) -> None:
         self._known = {"type": frozenset(types), "queue": frozenset(queues), "notifier": frozenset(notifiers)}
+        #: The queue of each installed type.
+        self.own_queues: Mapping[str, str] = {}
         self._deltas: dict[Key, float] = {}
         # Labels that are known to stay as they are: no more than there are series.
         self._same: set[tuple[Metric, tuple[str, ...]]] = set()
@@ -96,9 +101,12 @@ class Tally:
 
     @classmethod
     def of(cls, registry: Registry, queues: Iterable[str] = ()) -> Tally:
-        """A tally that knows what is installed."""
-        declared = {handler.queue for handler in registry.handlers.values()}
-        return cls(registry.names, {*declared, *queues}, registry.notifiers)
+        """A tally that knows what is installed. Its first flush makes the series of all that at zero."""
+        own_queues = {type_: handler.queue for type_, handler in registry.handlers.items()}
+        tally = cls(registry.names, {*own_queues.values(), *queues}, registry.notifiers)
+        tally.own_queues = own_queues
+        tally.restore(tally.zeros())
+        return tally
 
     def count(self, metric: Metric, *values: str, by: float = 1.0) -> None:
         """Add to a counter. ``values`` are its labels' values, in their order."""
@@ -142,7 +150,14 @@ class Tally:
 
     def learn(self, queues: Iterable[str]) -> None:
         """More queues are known: workers serve them."""
-        self._known["queue"] |= set(queues)
+        if new := set(queues) - self._known["queue"]:
+            self._known["queue"] |= new
+            if self.own_queues:
+                self.restore(self.zeros())
+
+    def zeros(self) -> dict[Key, float]:
+        """Zero for each series that can be foreseen."""
+        return dict.fromkeys(known_series(self.own_queues, self.queues(), self._known["notifier"]), 0.0)
 
     def take(self) -> dict[Key, float]:
         """All that was counted; from now on it is the caller's."""
@@ -168,6 +183,23 @@ class Tally:
     def flushing(self, now: float) -> None:
         """A flush begins."""
         self._flushed_at = now
+
+
+def known_series(own_queues: Mapping[str, str], queues: Collection[str], notifiers: Iterable[str]) -> Iterator[Key]:
+    """The series that can be foreseen: Prometheus sees no increase in a counter that is born at 1, so they begin at 0.
+
+    ``own_queues`` has the queue of each installed type. Any client may name another queue, so the known ``queues`` count too, for counters,
+    as long as that makes no more than :data:`MOST_PAIRS`.
+    """
+    own = list(own_queues.items())
+    pairs = [(type_, queue) for type_ in own_queues for queue in sorted({*queues, OTHER})]
+    for pair in pairs if len(pairs) <= MOST_PAIRS else own:
+        yield SUBMITTED.name, pair
+        yield from ((FINISHED.name, (*pair, status)) for status in TERMINAL)
+    yield from ((metric.bucket_name, (*pair, INFINITY)) for metric in (WAIT, RUN) for pair in own)
+    yield from ((STALE.name, (verb,)) for verb in STALE_VERBS)
+    yield from ((PURGED.name, (status,)) for status in TERMINAL)
+    yield from ((DELIVERIES.name, (notifier, outcome)) for notifier in notifiers for outcome in DELIVERY_OUTCOMES)
 
 
 # --- what the rows of the verbs count as ---
@@ -205,7 +237,7 @@ WITH added AS (
   INSERT INTO counters AS c (name, labels, value)
   SELECT name, labels, value FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(name text, labels text[], value float8)
   ORDER BY name, labels
-  ON CONFLICT (name, labels) DO UPDATE SET value = c.value + EXCLUDED.value
+  ON CONFLICT (name, labels) DO UPDATE SET value = c.value + EXCLUDED.value WHERE EXCLUDED.value <> 0
 )
 SELECT DISTINCT unnest(queues) FROM workers"""
 )
@@ -226,8 +258,8 @@ def flush(connection: Connection, tally: Tally) -> None:
     try:
         served = autocommit.execute(_ADD, {"rows": to_json(rows)}).scalars().all()
     except Exception as error:
-        if _is_refusal(error):
-            tally.restore(deltas)
+        # Adding zero twice is harmless.
+        tally.restore(deltas if _is_refusal(error) else dict.fromkeys(deltas, 0.0))
         raise
     tally.learn(served)
 

@@ -133,6 +133,27 @@ async def test_the_oldest_and_the_window_and_a_paused_queue_are_seen(client: Asy
     assert 50 <= at(seen, "taskyard_oldest_pending_seconds", queue="default") < 110, "one that ran before waits since it came back in line"
 
 
+async def test_a_scrape_before_anything_happened_has_zero_for_what_alerts_are_about(client: AsyncClient, registry: Registry) -> None:
+    seen = await scraped(client)
+    assert {name: at(seen, "taskyard_deliveries_total", notifier=name, outcome="dead") for name in registry.notifiers} == {"pigeon": 0}
+    assert at(seen, "taskyard_tasks_finished_total", type="anything", queue="default", status="failed") == 0
+    assert at(seen, "taskyard_tasks_submitted_total", type="anything", queue="other") == 0
+    assert at(seen, "taskyard_task_run_seconds_count", type="pages.fetch", queue="io") == 0
+    assert at(seen, "taskyard_tasks_purged_total", status="failed") == 0
+    assert at(seen, "taskyard_tasks_parked", type="anything", queue="default") == 0
+    assert at(seen, "taskyard_http_request_seconds_count", method="POST", route="/api/v1/tasks", status="503") == 0
+    assert at(seen, "taskyard_window_fill", queue="default", lane="async") == 0
+
+
+async def test_parked_tasks_are_counted_and_are_the_oldest_that_wait(client: AsyncClient, engine: Engine) -> None:
+    await submit(client, queue="io")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE tasks SET created_at = now() - interval '500 s', next_run_at = now() + interval '30 s'"))
+    seen = await scraped(client)
+    assert at(seen, "taskyard_tasks_parked", type="anything", queue="io") == 1
+    assert 500 <= at(seen, "taskyard_oldest_pending_seconds", queue="io") < 560
+
+
 async def test_every_metric_that_is_defined_is_exposed_and_no_other(client: AsyncClient) -> None:
     exposed = (await client.get("http://test/metrics")).text
     named = {line.split()[2] for line in exposed.splitlines() if line.startswith("# TYPE")}

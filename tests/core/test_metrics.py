@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 
 from taskyard import metrics
-from taskyard.metrics import FINISHED, OTHER, STALE, SUBMITTED, WAIT, Tally
+from taskyard.metrics import DELIVERIES, DELIVERY_OUTCOMES, FINISHED, OTHER, STALE, SUBMITTED, WAIT, Tally
+from taskyard.plugins import load_plugins
+from taskyard.tables import TERMINAL
 
 from .life import Life
 
@@ -97,7 +100,7 @@ def test_counts_whose_answer_is_lost_are_not_sent_twice(life: Life, tally: Tally
     metrics.flush_if_due(own, tally)
     own.dispose()
     metrics.flush_if_due(life.engine, tally, last=True)
-    assert read(life.engine) == ({(STALE.name, ("finish",)): 1} if arrives else {})
+    assert read(life.engine) == {(STALE.name, ("finish",)): 1 if arrives else 0}
 
 
 def test_a_process_that_is_frozen_in_a_flush_holds_up_no_other(life: Life, tally: Tally) -> None:
@@ -139,3 +142,43 @@ def test_a_run_tells_how_long_it_was(life: Life) -> None:
     tally = Tally()
     metrics.count_ran(tally, [row])
     assert tally.take()[FINISHED.name, (OTHER, OTHER, "succeeded")] == 1
+
+
+def test_what_can_be_foreseen_is_zero_after_the_first_flush_of_any_process_and_later_counts_add_to_it(life: Life) -> None:
+    registry = load_plugins()
+    for by in (0, 2):
+        tally = Tally.of(registry)
+        tally.count(DELIVERIES, "webhook", "dead", by=by)
+        flush(life.engine, tally)
+        counted = read(life.engine)
+        assert counted[DELIVERIES.name, ("webhook", "dead")] == by
+    assert {labels for name, labels in counted if name == DELIVERIES.name} == set(product(registry.notifiers, DELIVERY_OUTCOMES))
+    for type_, handler in registry.handlers.items():
+        assert {counted[FINISHED.name, (type_, handler.queue, status)] for status in TERMINAL} == {0}
+        assert counted[WAIT.bucket_name, (type_, handler.queue, "+Inf")] == 0
+
+
+def test_a_queue_that_a_worker_serves_is_zero_too_once_it_is_known_and_a_great_many_pairs_are_not(life: Life) -> None:
+    tally = Tally.of(load_plugins())
+    tally.take()
+    tally.learn(["night"])
+    assert tally.take()[FINISHED.name, ("demo.echo", "night", "failed")] == 0
+    tally.learn(f"queue-{n}" for n in range(1000))
+    assert len(tally.zeros()) < 2000
+    assert (FINISHED.name, ("demo.echo", "default", "failed")) in tally.zeros()
+    assert (FINISHED.name, ("demo.echo", "night", "failed")) not in tally.zeros()
+
+
+def test_zeros_whose_answer_is_lost_are_sent_again(life: Life) -> None:
+    own = create_engine(life.engine.url)
+
+    def lose(*_: Any) -> None:
+        raise OperationalError("INSERT", None, ConnectionError("lost"))
+
+    tally = Tally.of(load_plugins())
+    event.listen(own, "before_cursor_execute", lose)
+    metrics.flush_if_due(own, tally)
+    own.dispose()
+    assert read(life.engine) == {}
+    metrics.flush_if_due(life.engine, tally, last=True)
+    assert read(life.engine)[DELIVERIES.name, ("webhook", "dead")] == 0

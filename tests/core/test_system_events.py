@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from sqlalchemy import RowMapping, text
 
 from taskyard import backlog, deliveries, system
@@ -93,6 +94,38 @@ def test_a_paused_queue_is_not_stalled_and_queues_choose_routes(life: Life) -> N
         backlog.pause(connection, "gpu", ["gpu"], 15)
     assert look(life) == ["queue.stalled"]
     assert (len(told(life, "io")), len(told(life, "gpu")), len(told(life, "any"))) == (1, 0, 1)
+
+
+def park(life: Life, task: Any) -> None:
+    """Have a worker that lacks its type put a task aside."""
+    life.execute("UPDATE tasks SET status = 'pending', next_run_at = now() + interval '30 s', updated_at = now() WHERE id = :id", id=task)
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_queue_whose_tasks_are_parked_is_stalled(life: Life, ran_before: bool) -> None:
+    sync(life, route())
+    task = life.submit()
+    if ran_before:
+        life.run(task)
+        life.end(task, "returned")
+        life.execute("UPDATE tasks SET started_at = now() - interval '1 hour'")
+    park(life, task)
+    assert look(life) == ([] if not ran_before else ["queue.stalled"])
+    life.execute("UPDATE tasks SET created_at = now() - interval '1 hour'")
+    park(life, task)
+    assert look(life) == ([] if ran_before else ["queue.stalled"])
+    assert told(life)[0]["data"]["oldest_seconds"] >= 3600
+    with life.engine.connect() as connection:
+        assert [(row.type, row.queue, row.n) for row in backlog.parked(connection)] == [("demo.work", "default", 1)]
+
+
+def test_a_task_that_waits_for_its_retry_is_not_parked_and_stalls_nothing(life: Life) -> None:
+    task = life.running()
+    life.end(task, "retry", delay=3000.0)
+    life.execute("UPDATE tasks SET created_at = now() - interval '1 hour', started_at = now() - interval '1 hour'")
+    assert look(life) == []
+    with life.engine.connect() as connection:
+        assert backlog.parked(connection) == []
 
 
 def test_of_several_dispatchers_one_tells(life: Life) -> None:

@@ -89,6 +89,9 @@ configuration and alert rules.
 
 Labels are bounded. `type` and `notifier` name what is installed, `queue` those queues that handlers name or workers serve; all else is `other`, so that
 no client can make series.
+
+A series begins at 0 before anything happens, so that `increase()` sees the first event: each installed type in its queue (in every known queue too, up
+to 500 pairs), each notifier with each outcome, each route of the service with `500` and `503`. Prometheus must have scraped that 0 once.
 """
 
 METRICS_PARTS: tuple[tuple[str, str, Sequence[Metric]], ...] = (
@@ -105,7 +108,8 @@ counted twice. What single tasks went through is in their rows and events.
         "Read from the database",
         """\
 At each scrape, by index and bounded. Where a backlog is deep, `taskyard_tasks` stops at 10,000 tasks of a priority, or at 20,000 in all,
-and `taskyard_tasks_capped` is 1. How deep it is then: submitted less finished, by the counters above.
+and `taskyard_tasks_capped` is 1. Don't compute the depth from the counters: a process that is killed loses some of its counts, so submitted less
+finished drifts. Their rates tell whether a backlog grows, and `taskyard_oldest_pending_seconds` tells how far behind it is.
 """,
         GAUGES,
     ),
