@@ -23,6 +23,7 @@ import httpcore2
 import httpx2
 
 from taskyard.errors import AddressRefused
+from taskyard.network import environment_checked
 
 #: Turns a host and a port into IP addresses, the preferred first. Raises OSError.
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -129,7 +130,8 @@ class _GuardedTransport(httpx2.AsyncHTTPTransport):
 @functools.cache
 def _tls() -> ssl.SSLContext:
     """Reading the system's certificates takes about 20 ms, so it happens once."""
-    return httpx2.create_ssl_context()
+    with environment_checked():
+        return httpx2.create_ssl_context()
 
 
 def http_client(

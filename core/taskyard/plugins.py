@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from taskyard import __version__, hookspecs, logs, masking
 from taskyard.compatibility import misfit
+from taskyard.distributions import broken, first_by_name, hide_unreadable
+from taskyard.distributions import entry_points as installed
 from taskyard.errors import ConfigurationError, IncompatiblePlugin, InvalidHandler, PluginConflict, UnknownTaskType
 from taskyard.handlers import Handler
 from taskyard.modelinfo import Key, sentences
@@ -120,21 +122,34 @@ def load_plugins(
         PluginConflict: two plugins share a name, or claim one task type or notifier.
         ConfigurationError: ``only`` or ``disabled`` names a plugin that is not installed.
     """
-    found = list(importlib_metadata.entry_points(group=GROUP) if entry_points is None else entry_points)
-    by_name = _by_name(found)
+    by_name = _by_name(_installed() if entry_points is None else entry_points)
     options = {_dashed(name, by_name): table for name, table in (options or {}).items()}
     _check_names(by_name, only, disabled, options)
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     plugins = []
     for name, entry in sorted(by_name.items()):
-        plugin = Plugin(name=name, distribution=entry.dist.name if entry.dist else "", version=entry.dist.version if entry.dist else "")
+        plugin = _plugin(name, entry)
         if name in set(disabled) or (only is not None and name not in set(only)):
             plugin.state = "disabled"
-        else:
+        elif plugin.state == "enabled":
             _load_within(import_timeout, plugin, entry, manager, dict(options.get(name, {})))
         plugins.append(plugin)
     return Registry(plugins, manager)
+
+
+def _installed() -> Iterable[importlib_metadata.EntryPoint]:
+    for problem in hide_unreadable():
+        log.warning("distribution.ignored", reason=problem)
+    return first_by_name(installed(GROUP))
+
+
+def _plugin(name: str, entry: importlib_metadata.EntryPoint) -> Plugin:
+    """A plugin before it is loaded. One whose distribution is broken has failed already."""
+    if problem := broken(entry):
+        log.error("plugin.failed", plugin=name, distribution="", reason=problem)
+        return Plugin(name=name, state="failed", reason=problem)
+    return Plugin(name=name, distribution=entry.dist.name if entry.dist else "", version=entry.dist.version if entry.dist else "")
 
 
 def _by_name(found: Iterable[importlib_metadata.EntryPoint]) -> dict[str, importlib_metadata.EntryPoint]:

@@ -10,17 +10,15 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dotenv import dotenv_values
-from dotenv.parser import parse_stream
 from pydantic import BaseModel, ValidationError
 
+from taskyard.dotenv_file import read_dotenv
 from taskyard.errors import ConfigurationError
 from taskyard.modelinfo import PREFIX, Key, annotation_of, environment_names, is_list, is_table, near, section_of, sentences
-from taskyard.tomlfile import read_text, read_toml, references, resolve, substitute
+from taskyard.tomlfile import read_toml, references, resolve, substitute
 
 #: TASKYARD_ variables that are no settings: for finding the file, for clients, for what the process plugin starts, and for tests.
 NOT_SETTINGS = ("TASKYARD_CONFIG", "TASKYARD_URL", "TASKYARD_KEY", "TASKYARD_PROFILE", "TASKYARD_TASK_ID", "TASKYARD_ATTEMPT", "TASKYARD_FAILPOINTS")
@@ -74,7 +72,7 @@ def read(
     Raises:
         ConfigurationError: one line for each problem, with its place and never a value.
     """
-    dotenv, lines = _read_dotenv(Path(".env"))
+    dotenv, lines = read_dotenv(Path(".env"), lambda name: name in aliases or name.startswith((PREFIX, "POSTGRES_")))
     reader = _Reader(model, aliases, dotenv | os.environ)
     reader.leaves |= fallback(reader.variables)
     if path := _config_path(config, reader.variables):
@@ -206,22 +204,6 @@ class _Reader(Generic[M]):
 def _is_foreign(name: str, value: str) -> bool:
     """Is this variable none of the settings' business?"""
     return name in NOT_SETTINGS or name.startswith("TASKYARD_TEST_") or bool(_KUBERNETES.fullmatch(name)) or value.startswith("tcp://")
-
-
-def _read_dotenv(path: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """The variables of a ``.env`` file, if there is one, and the line of each."""
-    if not path.is_file():
-        return {}, {}
-    lines: dict[str, int] = {}
-    for binding in parse_stream(StringIO(read_text(path))):
-        # A statement begins with the blank lines before it.
-        written = binding.original.string
-        line = binding.original.line + written[: len(written) - len(written.lstrip())].count("\n")
-        if binding.error:
-            raise ConfigurationError(f"{path}, line {line}: expected NAME=value")
-        if binding.key:
-            lines[binding.key] = line
-    return {name: value for name, value in dotenv_values(path).items() if value is not None}, lines
 
 
 def _config_path(config: Path | None, variables: Mapping[str, str]) -> Path | None:

@@ -15,13 +15,13 @@ _REFERENCE = re.compile(r"\$\{(env|file):([^}]*)\}")
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """A file's text, without the byte order mark that Windows' editors put before it.
 
     Raises:
         ConfigurationError: it can't be read, or is not UTF-8; names the path.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigurationError(f"can't read {path}: {(error.strerror or 'failed').lower()}") from error
     except UnicodeDecodeError as error:

@@ -43,6 +43,9 @@ setting has is an error that tells the nearest one. Passed over are `TASKYARD_CO
 `TASKYARD_TASK_ID` and `TASKYARD_ATTEMPT` (which `process.run` gives its commands), `TASKYARD_TEST_...`, and what Kubernetes sets for a service named
 taskyard.
 
+In `.env`, `${NAME}` stands for another variable of that file or of the environment, `${NAME:-text}` for `text` where it is not set. A setting
+that refers to a variable that is not set is refused. Put a value in single quotes to keep it as it is written: `POSTGRES_PASSWORD='a${b}c'`.
+
 These names are accepted too, in the environment and in `.env`; a `TASKYARD_` name in the same place is stronger:
 
 | Variable | Sets |

@@ -8,7 +8,9 @@ import importlib.util
 import os
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +52,7 @@ class Commands(TyperGroup):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.targets = CORE | {entry.name: entry.value for entry in sorted(entry_points(group=GROUP)) if entry.name not in CORE}
+        self.targets = CORE | {entry.name: entry.value for entry in sorted(_entry_points()) if entry.name not in CORE}
         self.commands = {name: TyperCommand(name) for name in self.targets}
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -62,6 +64,21 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, listed, rest = super().resolve_command(ctx, args)
         return name, listed and _load(str(name), self.targets[str(name)]), rest
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    """The commands of the other rooms. Where a distribution's files can't be read, all others' are."""
+    try:
+        return entry_points(group=GROUP)
+    except Exception:
+        from taskyard.distributions import hide_unreadable  # Here, not above: it takes a while, and is hardly ever needed.
+
+        problems = hide_unreadable()
+        # A role logs them itself.
+        if not set(sys.argv[1:2]) & set(ROLES):
+            for problem in problems:
+                typer.secho(problem, err=True, fg=typer.colors.YELLOW)
+        return entry_points(group=GROUP)
 
 
 def _load(name: str, target: str) -> Any:
@@ -107,12 +124,20 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_show_versi
 
 def main() -> None:
     """Run the command line. Exit codes: 0 fine, 1 the thing failed, 2 wrong use."""
+    _write_what_the_terminal_can_show()
     try:
         app(prog_name="taskyard")
     except TaskyardError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
         _fail(_missing(error))
+
+
+def _write_what_the_terminal_can_show() -> None:
+    """Escape the characters that a Latin-1 or ASCII terminal lacks, instead of dying of the first."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 
 import psycopg
@@ -12,6 +11,7 @@ import typer
 
 from taskyard.database import APPLICATION, database_url
 from taskyard.errors import TaskyardError, Unavailable
+from taskyard.network import open_directly
 from taskyard.settings import Settings, load_settings
 
 app = typer.Typer(help="Exit with 0 if a role of this host is at work, with 1 if not: for health checks.", no_args_is_help=True)
@@ -39,7 +39,7 @@ def web() -> None:
     host = wildcard.get(settings.api.host, settings.api.host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api.port}/health/ready"
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS_TO_ANSWER):  # our own http:// address
+        with open_directly(url, timeout=SECONDS_TO_ANSWER):  # our own http:// address
             return
     except urllib.error.HTTPError as error:
         raise Unavailable(f"{url} answered {error.code}: {error.read(2000).decode(errors='replace')}") from error

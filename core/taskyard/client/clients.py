@@ -18,6 +18,7 @@ from taskyard.client.retries import Retries
 from taskyard.client.submissions import New, Options
 from taskyard.client.wires import AsyncWire, BlockingWire
 from taskyard.handlers import Handler
+from taskyard.network import environment_checked
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -96,7 +97,8 @@ class Client(Calls, Blocking):
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         address, secret = _place(url, key, profile)
-        wire = BlockingWire(httpx2.Client(transport=transport, **http_options(address, secret, timeout)))
+        with environment_checked():
+            wire = BlockingWire(httpx2.Client(transport=transport, **http_options(address, secret, timeout)))
         self._core = Core(Exchange(wire, address, retries or Retries()))
 
     def __enter__(self) -> Self:
@@ -143,7 +145,8 @@ class AsyncClient(Calls, Awaiting):
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         address, secret = _place(url, key, profile)
-        wire = AsyncWire(httpx2.AsyncClient(transport=transport, **http_options(address, secret, timeout)))
+        with environment_checked():
+            wire = AsyncWire(httpx2.AsyncClient(transport=transport, **http_options(address, secret, timeout)))
         self._core = Core(Exchange(wire, address, retries or Retries()))
 
     async def __aenter__(self) -> Self:

@@ -19,10 +19,10 @@ from taskyard.client.retries import NEVER_SENT, Retries, may_repeat_error, may_r
 from taskyard.client.wires import Wire
 from taskyard.errors import ConfigurationError, InvalidInput
 from taskyard.outbound import retry_after
+from taskyard.settings import is_loopback
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def http_options(url: str, key: str, timeout: float) -> dict[str, Any]:
     """How HTTPX talks to the service at an address: the same for both of its clients."""
     headers = {"Accept": "application/json", "User-Agent": "taskyard-client"} | ({"Authorization": f"Bearer {key}"} if key else {})
     # A proxy from the environment can't reach this machine's loopback.
-    return {"base_url": f"{url}/api/v1/", "headers": headers, "timeout": timeout, "trust_env": urlsplit(url).hostname not in LOOPBACK}
+    return {"base_url": f"{url}/api/v1/", "headers": headers, "timeout": timeout, "trust_env": not is_loopback(urlsplit(url).hostname or "")}
 
 
 @dataclass(frozen=True, slots=True)
