@@ -21,7 +21,7 @@ RUN groupadd --system --gid 10001 taskyard \
 ENV PATH=/opt/taskyard/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY --from=build /opt/taskyard /opt/taskyard
-# For `alembic` in the container. Its folder is writable, so that `alembic revision` works there too.
+# For `alembic` in the container. Its folder is writable, so that `alembic revision` works where the root file system is.
 COPY alembic.ini ./
 COPY --chown=taskyard:taskyard migrations migrations
 # By number: an orchestrator can see that it is not root.

@@ -19,5 +19,6 @@ def documents(key: str) -> list[Any]:
 
 def test_the_scrape_configuration_has_what_prometheus_asks_for() -> None:
     [[job]] = documents("scrape_configs")
-    assert set(job) == {"job_name", "scrape_interval", "static_configs"}, "the path /metrics is Prometheus' default"
+    assert set(job) == {"job_name", "scrape_interval", "authorization", "static_configs"}, "the path /metrics is Prometheus' default"
+    assert set(job["authorization"]) == {"credentials_file"}, "a key in the configuration itself would be in everybody's backups; the type is Bearer by default"
     assert all(re.fullmatch(r"[\w.-]+:\d+", target) for config in job["static_configs"] for target in config["targets"])

@@ -24,9 +24,9 @@ def variables(text: str) -> set[str]:
 
 
 def example(**changed: str) -> dict[str, str]:
-    """The variables of .env.example, some of them changed: what is made of a changed one changes too."""
+    """The variables of .env.example with the passwords that it leaves empty, some of them changed: what is made of a changed one changes too."""
     text = (ROOT / ".env.example").read_text()
-    for name, value in changed.items():
+    for name, value in ({"POSTGRES_PASSWORD": "a-password", "FLOWER_BASIC_AUTH": "boss:secret"} | changed).items():
         text = re.sub(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
     return {name: value or "" for name, value in dotenv_values(stream=StringIO(text)).items()}
 
@@ -58,3 +58,8 @@ def _value(found: re.Match[str], environment: Mapping[str, str]) -> str:
 def seconds(duration: str) -> float:
     """A compose duration such as 45s or 1m30s."""
     return sum(float(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in re.findall(r"([\d.]+)([hms])", duration))
+
+
+def mebibytes(size: str) -> float:
+    """A compose size such as 512m or 1g."""
+    return float(size[:-1]) * {"g": 1024, "m": 1}[size[-1]]

@@ -60,6 +60,51 @@ def test_without_the_variables_compose_says_what_to_do() -> None:
         compose.load({})
 
 
+@pytest.mark.parametrize("name", ["POSTGRES_PASSWORD", "FLOWER_BASIC_AUTH"])
+def test_a_password_that_was_not_set_is_named(name: str) -> None:
+    with pytest.raises(KeyError, match=rf"{name}: copy \.env\.example to \.env and set it there"):
+        compose.load(compose.example(**{name: ""}))
+
+
+def test_the_example_brings_no_password() -> None:
+    assert "change-me" not in (ROOT / ".env.example").read_text()
+
+
+@pytest.mark.parametrize(("service", "name", "program"), [("db", "POSTGRES_PASSWORD", "docker-entrypoint.sh"), ("flower", "FLOWER_BASIC_AUTH", "celery")])
+@pytest.mark.parametrize(("value", "starts"), [("change-me", False), ("admin:change-me", False), ("x:admin,y:change-me-too", False), ("a-password", True)])
+def test_the_password_of_the_example_of_earlier_versions_is_refused_with_a_sentence(
+    tmp_path: Path, services: dict[str, Any], service: str, name: str, program: str, value: str, starts: bool
+) -> None:
+    stub = tmp_path / program
+    stub.write_text('#!/bin/sh\necho "started $*"\n')
+    stub.chmod(0o755)
+    command = [*services[service].get("entrypoint", []), *services[service]["command"]]
+    run = subprocess.run(command, env={"PATH": f"{tmp_path}:/bin:/usr/bin", name: value}, capture_output=True, text=True)
+    if starts:
+        expected = "postgres" if service == "db" else "-A taskyard_worker flower"
+        assert (run.returncode, run.stdout) == (0, f"started {expected}\n")
+    else:
+        assert (run.returncode, run.stdout) == (1, "")
+        assert run.stderr.startswith(f"{name} in .env ")
+        assert "openssl rand" in run.stderr
+
+
+def test_no_service_can_gain_rights_or_write_outside_its_volumes_and_memory(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert any(mount.partition(":")[0] == "/tmp" for mount in service["tmpfs"]), f"{name}: programs expect a /tmp that they can write to"  # in a container
+        assert not service.get("privileged")
+        assert "cap_add" not in service
+
+
+def test_every_service_has_a_limit_of_memory_and_of_processes(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert 128 <= compose.mebibytes(service["mem_limit"]) <= 4096, name
+        assert 64 <= service["pids_limit"] <= 4096, name
+    assert services["worker"]["pids_limit"] > services["web"]["pids_limit"], "handlers run in processes of the worker's container"
+
+
 def test_every_service_has_a_health_check_and_comes_back(services: dict[str, Any]) -> None:
     for name, service in services.items():
         assert service["healthcheck"]["test"][0] == "CMD", name

@@ -105,7 +105,6 @@ def stack(database: str, tmp_path: Path) -> Iterator[Stack]:
         POSTGRES_USER="postgres",
         POSTGRES_DB=database,
         CELERY_BROKER_URL=BROKER,
-        FLOWER_BASIC_AUTH="boss:secret",
     )
     prefix = f"c{uuid.uuid4().hex[:8]}"
     changed = {
@@ -121,6 +120,10 @@ def stack(database: str, tmp_path: Path) -> Iterator[Stack]:
     yield made
     made.kill()
     forget(BROKER, prefix)
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
 
 
 def _submit(api: httpx2.Client) -> str:
@@ -141,7 +144,8 @@ def _shown(page: str, api: httpx2.Client) -> Any:
     return httpx2.get(page, auth=("boss", "secret")).raise_for_status().json().get(task)
 
 
-def test_every_service_runs_by_its_own_command(stack: Stack) -> None:
+def test_every_service_runs_by_its_own_command_and_writes_nothing_into_its_work_folder(stack: Stack) -> None:
+    brought = _files(stack.folder / "app")
     for name in ("worker", "dispatcher", "web"):
         assert not stack.is_healthy(name)
     for name in ROLES:
@@ -165,3 +169,4 @@ def test_every_service_runs_by_its_own_command(stack: Stack) -> None:
     for name in ROLES:
         assert stack.stop(name) in (0, -signal.SIGTERM), (stack.folder / f"{name}.log").read_text()[-2000:]
     assert not stack.is_healthy("worker")
+    assert _files(stack.folder / "app") == brought, "the containers' root file systems are read-only"
