@@ -11,6 +11,7 @@ from sqlalchemy import QueuePool
 from starlette.routing import BaseRoute, Route
 
 from taskyard import metrics
+from taskyard.database_errors import driver_words
 from taskyard.gauges import Samples
 from taskyard.metrics import INFINITY, Key, Metric, Tally
 from taskyard_api.database import Database
@@ -63,7 +64,7 @@ class Measures:
             async with asyncio.timeout(LAST_FLUSH):
                 await self.flush()
         except Exception as error:
-            log.warning("metrics.not_flushed", error=type(error).__name__)
+            log.warning("metrics.not_flushed", error=driver_words(error))
 
     def samples(self) -> Samples:
         """This process at this moment."""
@@ -97,7 +98,7 @@ class Measures:
                 try:
                     await self.flush()
                 except Exception as error:
-                    log.debug("metrics.not_flushed", error=type(error).__name__)
+                    log.debug("metrics.not_flushed", error=driver_words(error))
             await asyncio.sleep(metrics.FLUSH_EVERY)
 
     async def flush(self) -> None:

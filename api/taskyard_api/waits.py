@@ -19,6 +19,7 @@ from sqlalchemy import RowMapping
 
 from taskyard import lifecycle, queries
 from taskyard.channels import ENDED
+from taskyard.database_errors import driver_words
 from taskyard.errors import NotFound, Unavailable
 from taskyard_api.database import Database
 
@@ -146,7 +147,7 @@ class Waits:
                 await self._look_at_all()
                 await self._stay(connection, broken)
             except Exception as error:
-                log.warning("waits.not_heard", error=type(error).__name__)
+                log.warning("waits.not_heard", error=driver_words(error))
                 await asyncio.sleep(PAUSE)
             finally:
                 if connection is not None:

@@ -22,7 +22,7 @@ from typing import Literal
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from taskyard.database_errors import sqlstate_of
+from taskyard.database_errors import driver_words, sqlstate_of
 from taskyard.plugins import Registry
 from taskyard.storable import to_json
 from taskyard.tables import TERMINAL
@@ -280,7 +280,7 @@ def flush_if_due(engine: Engine, tally: Tally, *, last: bool = False) -> None:
         with engine.connect() as connection:
             flush(connection, tally)
     except Exception as error:
-        log.warning("metrics.not_flushed", error=type(error).__name__)
+        log.warning("metrics.not_flushed", error=driver_words(error))
 
 
 def read(connection: Connection) -> dict[Key, float]:

@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import Engine
 
 from taskyard.channels import CANCEL
+from taskyard.database_errors import driver_words
 from taskyard.listener import Listener
 
 log = structlog.get_logger(__name__)
@@ -31,7 +32,7 @@ class Cancels:
                     await loop.run_in_executor(None, self._listener.connect)
                     await self._until_broken(loop)
                 except Exception as error:
-                    log.warning("cancels.not_heard", error=type(error).__name__)
+                    log.warning("cancels.not_heard", error=driver_words(error))
                 self._listener.close()
                 await asyncio.sleep(1.0)
         finally:

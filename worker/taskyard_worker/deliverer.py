@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import RowMapping
 
 from taskyard import deliveries, failpoints, metrics
+from taskyard.database_errors import driver_words
 from taskyard.deliveries import Tried
 from taskyard.handlers import Retry
 from taskyard.masking import Hidden, secrets_in
@@ -94,7 +95,7 @@ class Deliverer:
         try:
             rows: Sequence[RowMapping] = await self._ledger.call(lambda connection: deliveries.claim(connection, ids, lease))
         except Exception as error:
-            log.warning("delivery.not_claimed", error=type(error).__name__, count=len(ids))
+            log.warning("delivery.not_claimed", error=driver_words(error), count=len(ids))
             return []
         return rows
 

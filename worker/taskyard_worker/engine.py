@@ -20,6 +20,7 @@ from sqlalchemy import RowMapping
 
 from taskyard import failpoints, lifecycle, metrics, system
 from taskyard.database import sync_engine
+from taskyard.database_errors import driver_words
 from taskyard.hangs import bound_waits
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
@@ -296,7 +297,7 @@ class Engine:
                 for id_ in await self._ledger.call(lambda connection: lifecycle.cancel_requests(connection, self._runner.running_ids())):
                     self._runner.cancel(id_)
             except Exception as error:
-                log.warning("worker.beat_failed", error=type(error).__name__)
+                log.warning("worker.beat_failed", error=driver_words(error))
                 await asyncio.sleep(min(1.0, self._settings.worker.heartbeat))
                 continue
             with suppress(TimeoutError):

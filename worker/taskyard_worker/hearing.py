@@ -18,6 +18,7 @@ from functools import partial
 import structlog
 
 from taskyard import unclaimed
+from taskyard.database_errors import driver_words
 from taskyard_worker.ledger import Ledger
 
 log = structlog.get_logger(__name__)
@@ -72,7 +73,7 @@ class Hearing:
             try:
                 await self._look()
             except Exception as error:
-                log.debug("hearing.not_asked", error=type(error).__name__)
+                log.debug("hearing.not_asked", error=driver_words(error))
 
     async def _look(self) -> None:
         if not (quiet := self._quiet()):

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, RowMapping
 
 from taskyard import failpoints, lifecycle, metrics, offspring
 from taskyard.channels import announce
-from taskyard.database_errors import is_outage
+from taskyard.database_errors import driver_words, is_outage
 from taskyard.metrics import Tally
 from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
@@ -164,7 +164,7 @@ class Ledger:
                     lifecycle.unregister_worker(connection, self.worker)
                 return
             except Exception as error:
-                log.warning("worker.not_forgotten", worker=str(self.worker), error=type(error).__name__)
+                log.warning("worker.not_forgotten", worker=str(self.worker), error=driver_words(error))
 
     def _commit(self, batch: list[Request]) -> None:
         """One transaction for the batch; if a row of it is refused, one for each, so that it harms nobody else."""
@@ -279,7 +279,7 @@ class Ledger:
         """The database is away: keep claims and finishes and what else must be written, answer the rest."""
         self._uncertain = True
         kept = [request for request in batch if not isinstance(request, Call) or request.keep]
-        log.warning("ledger.database_away", error=type(error).__name__, kept=len(kept))
+        log.warning("ledger.database_away", error=driver_words(error), kept=len(kept))
         _refuse([request for request in batch if isinstance(request, Call) and not request.keep], error)
         with self._wake:
             self._pending = kept + self._pending

@@ -11,6 +11,7 @@ import structlog
 from pydantic_core import to_json
 
 from taskyard import metrics, tasklogs
+from taskyard.database_errors import driver_words
 from taskyard_worker.ledger import Ledger
 from taskyard_worker.loglines import Message, Rings
 
@@ -75,6 +76,6 @@ class Logbook:
         if written.cancelled():
             return
         if error := written.exception():
-            log.warning("lines.not_written", error=type(error).__name__, bytes=size)
+            log.warning("lines.not_written", error=driver_words(error), bytes=size)
         else:
             self._ledger.tally.count(metrics.STALE, "log", by=runs - len(written.result()))

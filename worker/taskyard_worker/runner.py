@@ -20,6 +20,7 @@ import structlog
 from sqlalchemy import RowMapping
 
 from taskyard import failpoints, lifecycle, metrics
+from taskyard.database_errors import driver_words
 from taskyard.plugins import Registry
 from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
@@ -295,7 +296,7 @@ class Runner:
             written = await self._ledger.call(partial(lifecycle.progress, said=said))
             self._ledger.tally.count(metrics.STALE, "progress", by=len(said) - len(written))
         except Exception as error:
-            log.warning("progress.not_written", error=type(error).__name__)
+            log.warning("progress.not_written", error=driver_words(error))
 
     async def _tell_observers(self, run: Run, row: RowMapping) -> None:
         event = {**{k: run.job[k] for k in ("namespace", "type", "tags")}, "event_id": f"{run.id}:{run.fence}", "event": row["event"]}

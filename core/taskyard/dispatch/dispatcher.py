@@ -192,7 +192,7 @@ class Dispatcher:
                 self._plan_refill()
             return filled
         except Exception as error:
-            log.warning("dispatcher.listen_failed", error=type(error).__name__)
+            log.warning("dispatcher.listen_failed", error=driver_words(error))
             self._listener.close()
             return [Filled.NOTHING]
 
