@@ -9,19 +9,27 @@ EDITABLE := $(foreach project,$(PROJECTS),--editable $(dir $(project)))
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench chaos constraints
+.PHONY: help setup run test test-rest test-all check bench chaos constraints
 
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: $(READY)  ## Install everything into .venv
 
 run: $(READY)  ## Run Taskyard on this machine: embedded PostgreSQL and broker, API, dispatcher, worker
 	@exec $(BIN)/taskyard up
 
-# Three at a time on two cores: most of them wait, for a server, a worker or the clock.
-test: $(READY)  ## Run the tests: TESTS= for some, or for options of pytest
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+# Three at a time on two cores: most tests wait for a server, a worker or the clock.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test: $(READY)  ## Run the quick tests, on embedded servers alone: TESTS= for some, or for options of pytest
+	TASKYARD_TEST_SERVERS=none $(PYTEST) -m 'not slow' $(TESTS)
+
+test-rest: $(READY)  ## Run the tests that `make test` leaves out: the slow ones, and those on PostgreSQL and RabbitMQ where they answer
+	$(PYTEST) --rest $(TESTS)
+
+test-all: $(READY)  ## Run all tests, on embedded servers, and on PostgreSQL and RabbitMQ where they answer
+	$(PYTEST) $(TESTS)
 
 check: $(READY)  ## Check format, style, types, imports and the docs
 	$(BIN)/ruff format --check

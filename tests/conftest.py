@@ -1,8 +1,11 @@
 """Real parts for every test: an embedded PostgreSQL and Redis everywhere, and the servers on their default ports too.
 
-A test that takes ``database_url`` runs once for each PostgreSQL, and one that takes ``broker_url`` once for each broker. The
-servers at 127.0.0.1:5432 and :5672 take part where they answer; with TASKYARD_TEST_SERVERS=required (as in CI) a server
-that does not answer is an error.
+A test that takes ``database_url`` runs once for each PostgreSQL, and one that takes ``broker_url`` once for each broker.
+TASKYARD_TEST_SERVERS says whether the servers at 127.0.0.1:5432 and :5672 take part: by default where they answer,
+``required`` (as in CI) makes it an error if one does not answer, and ``none`` leaves them out.
+
+``make test`` runs what is not marked ``slow``, on the embedded parts alone; ``make test-rest`` runs the other tests
+(``--rest``), and ``make test-all`` all of them.
 """
 
 from __future__ import annotations
@@ -20,10 +23,10 @@ from sqlalchemy import Engine, create_engine, make_url
 
 from taskyard.settings import BrokerSettings, DatabaseSettings, Settings
 from tests.databases import cloned
+from tests.servers import REQUIRED, wanted
 
 SERVER_POSTGRES = "postgresql://postgres@127.0.0.1:5432/postgres"
 SERVER_RABBITMQ = "amqp://guest:guest@127.0.0.1:5672//"
-REQUIRED = os.environ.get("TASKYARD_TEST_SERVERS") == "required"
 
 
 def _answers(port: int) -> bool:
@@ -33,7 +36,7 @@ def _answers(port: int) -> bool:
 
 
 def _kinds(port: int) -> list[str]:
-    return ["embedded", "server"] if REQUIRED or _answers(port) else ["embedded"]
+    return ["embedded", "server"] if wanted() and (REQUIRED or _answers(port)) else ["embedded"]
 
 
 #: What takes longest comes first: files are dealt out whole, and the last ones should be short.
@@ -60,9 +63,26 @@ LONGEST = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rest", action="store_true", help="run only the tests that `make test` leaves out")
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--rest"):
+        quick = [item for item in items if _is_quick(item)]
+        config.hook.pytest_deselected(items=quick)
+        items[:] = [item for item in items if not _is_quick(item)]
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    """Does `make test` run this test, with these parameters or with others that prove the same?"""
+    if item.get_closest_marker("slow"):
+        return False
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    on_servers = any(parameters.get(kind) in ("server", "rabbitmq") for kind in ("postgres_kind", "broker_kind", "ground_kind"))
+    return not on_servers or item.get_closest_marker("one_pair") is not None
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -25,9 +25,9 @@ from kombu.exceptions import ChannelError
 from taskyard import embedded
 from taskyard.children import NOBODY, as_nobody, dying_with_us, is_root
 from tests.proxy import Proxy
+from tests.servers import REQUIRED, wanted
 from tests.stack import until
 
-REQUIRED = os.environ.get("TASKYARD_TEST_SERVERS") == "required"
 #: The database that tests clone on a private PostgreSQL.
 TEMPLATE = "ty_template"
 _RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path(shutil.which("rabbitmq-server") or "rabbitmq-server"))
@@ -276,7 +276,7 @@ class Ground:
 
 def kinds() -> list[str]:
     """The pairs that can be had here: ``embedded``, and ``rabbitmq`` where it is installed. In CI it must be."""
-    return ["embedded", "rabbitmq"] if REQUIRED or has_rabbitmq() else ["embedded"]
+    return ["embedded", "rabbitmq"] if wanted() and (REQUIRED or has_rabbitmq()) else ["embedded"]
 
 
 def private_postgres(folder: Path) -> EmbeddedServer:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -38,13 +38,32 @@ QUICK = {
 TERMINAL = ("succeeded", "failed", "cancelled", "expired")
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "the condition") -> Any:
+#: Seconds that a test waits for a condition. Generous, because a busy machine is no fault: a condition that holds ends the wait at once.
+PATIENCE = 90.0
+
+
+def until(condition: Callable[[], Any], seconds: float = PATIENCE, what: str = "the condition") -> Any:
     """Wait until a condition gives something true, and give that."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, f"{what} did not come in {seconds} s"
         time.sleep(0.01)
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Keeps the tasks of ``t.gated``, ``t.agated`` and ``t.abusy`` running until the test opens it."""
+
+    path: Path
+
+    def payload(self, word: str = "") -> dict[str, str]:
+        """The payload of a task that waits here."""
+        return {"path": str(self.path), "word": word}
+
+    def open(self) -> None:
+        """Let the waiting tasks end."""
+        self.path.touch()
 
 
 class Stack:
@@ -78,6 +97,10 @@ class Stack:
             process = subprocess.Popen(line, env={**self.env, **(env or {})}, stdout=log, stderr=log, cwd=self.folder)
         self.processes[name] = process
         return process
+
+    def gate(self) -> Gate:
+        """A closed gate. A test opens it when what must happen meanwhile has happened."""
+        return Gate(self.folder / f"gate-{uuid.uuid4().hex}")
 
     def log(self, name: str) -> str:
         """What a role has written."""
@@ -123,7 +146,7 @@ class Stack:
         with self.engine.connect() as connection:
             return connection.execute(text("SELECT * FROM tasks WHERE id = :id"), {"id": id_}).mappings().one()
 
-    def wait(self, id_: UUID, *statuses: str, seconds: float = 20.0) -> RowMapping:
+    def wait(self, id_: UUID, *statuses: str, seconds: float = PATIENCE) -> RowMapping:
         """Wait until a task is in one of these statuses (by default: has ended)."""
         wanted = statuses or TERMINAL
         until(lambda: self.task(id_)["status"] in wanted, seconds, f"task {id_} to be {wanted} (it is {self.task(id_)['status']})")

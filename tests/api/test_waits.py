@@ -92,7 +92,7 @@ async def test_a_thousand_waits_are_all_answered_and_none_takes_a_connection(app
     assert (await client.get("/queues")).status_code == 200
     asked = len(statements)
     await asyncio.sleep(1.1)
-    assert len(statements) - asked <= 2, "who waits asks nothing; the counts of this process are flushed now and then"
+    assert [statement for statement in statements[asked:] if "tasks" in statement] == [], "a request that waits asks nothing"
     assert (await client.post("/tasks/actions", json={"action": "cancel", "filter": {}})).json() == {"matched": 1000, "changed": 1000}
     assert {answer.json()["status"] for answer in await asyncio.gather(*looks)} == {"cancelled"}
 

@@ -61,7 +61,8 @@ def _tries(stack: Stack, route: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("route", TRIES)
 def test_a_bad_notifier_fails_alone_and_is_recorded_plainly(stack: Stack, route: str) -> None:
-    handler = stack.submit("t.asleep", {"seconds": 4})
+    gate = stack.gate()
+    handler = stack.submit("t.agated", gate.payload())
     stack.wait(handler, "running")
     # More than there are threads and places: what hangs must give them back.
     for _ in range(4):
@@ -70,6 +71,7 @@ def test_a_bad_notifier_fails_alone_and_is_recorded_plainly(stack: Stack, route:
     assert (first["outcome"], first["detail"]) == TRIES[route]
     good = stack.submit("t.asleep", {"seconds": 0}, tags=["good"])
     until(partial(stack.witnessed, "notified", good), 40, "another's notification")
+    gate.open()
     row = stack.wait(handler)
     assert (row["status"], row["attempt"], row["lost"]) == ("succeeded", 1, 0), "no handler shares a process with notifiers"
     finished = "SELECT count(*) FROM deliveries WHERE route = :route AND status IN ('delivered', 'dead')"

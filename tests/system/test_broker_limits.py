@@ -73,10 +73,12 @@ def test_a_delivery_limit_drops_no_task(strict_broker: PrivateRabbitMQ, stack: S
     """RabbitMQ drops a message that came back too often; what it stood for is in line again by then."""
     strict_broker.ctl("set_policy", "limited", f"^{stack.prefix}", '{"delivery-limit": 0}', "--apply-to", "queues")
     _up(stack, TASKYARD_DISPATCH__WORKER_SILENCE="2", TASKYARD_WORKER__HEARTBEAT="0.3", TASKYARD_BROKER__SETTLE_AFTER="600")
-    task = stack.submit("t.asleep", {"seconds": 2})
-    until(lambda: stack.witnessed("asleep", task), 40, "its first run")
+    gate = stack.gate()
+    task = stack.submit("t.agated", gate.payload())
+    until(lambda: stack.witnessed("agated", task), what="its first run")
     stack.stop("worker", signal.SIGKILL)
     stack.start("worker")
+    gate.open()
     row = stack.wait(task, seconds=40)
     assert (row["status"], row["lost"]) == ("succeeded", 1)
 

@@ -130,7 +130,8 @@ def test_a_message_that_comes_three_times_in_any_order_is_one_run(stack: Stack) 
 @one_pair
 @pytest.mark.parametrize("fault", ["killed", "connections terminated", "silent"])
 def test_roles_go_on_by_themselves_when_their_database_is_back(stack: Stack, healed: Ground, fault: str) -> None:
-    running = stack.submit("t.asleep", {"seconds": 2})
+    gate = stack.gate()
+    running = stack.submit("t.agated", gate.payload())
     stack.wait(running, "running")
     roles = {name: process.pid for name, process in stack.processes.items()}
     if fault == "killed":
@@ -145,6 +146,7 @@ def test_roles_go_on_by_themselves_when_their_database_is_back(stack: Stack, hea
         # Nobody takes the worker for alive meanwhile: its sign of life comes by the way that its work takes.
         until(lambda: stack.value("SELECT bool_and(beat_at < now() - interval '1 second') FROM workers"), 30, "a worker that looks silent")
         until(lambda: all("database.silent" in stack.log(role) for role in roles), 30, "the end of their waiting")
+    gate.open()
     _each_succeeded(stack, [running, stack.submit("t.echo", {"word": "after"}), stack.submit("t.asleep", {"seconds": 0})])
     assert {name: process.pid for name, process in stack.processes.items() if process.poll() is None} == roles
 

@@ -79,13 +79,16 @@ def test_what_is_claimed_after_the_grace_is_not_begun_and_goes_back_in_line(own_
 @pytest.mark.one_pair
 def test_a_signal_to_every_process_of_a_worker_is_as_gentle_as_one_to_the_worker(own_stack: Stack) -> None:
     stack = _up(own_stack, TASKYARD_WORKER__STOP_GRACE="30")
-    tasks = [stack.submit(type_, {"seconds": 1}) for type_ in ("t.sleep", "t.asleep", "t.abusy")]
+    gate = stack.gate()
+    tasks = [stack.submit(type_, gate.payload()) for type_ in ("t.gated", "t.agated", "t.abusy")]
     for task in tasks:
         stack.wait(task, "running")
     family = stack.family("worker")
     for number in (signal.SIGTERM, signal.SIGTERM):
         for process in family:
             os.kill(process.pid, number)
+    until(lambda: "worker.drains" in stack.log("worker"), what="the start of the grace")
+    gate.open()
     assert stack.stop("worker") == 0
     for task in tasks:
         assert stack.events(task) == ["task.submitted", "task.started", "task.succeeded"]

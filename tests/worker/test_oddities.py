@@ -41,10 +41,12 @@ CASES = [(type_, what, expected, code) for what, types, expected, code in RECORD
 
 @pytest.mark.parametrize(("type_", "what", "expected", "code"), CASES, ids=[f"{case[0]}-{case[1]}" for case in CASES])
 def test_an_odd_run_is_recorded_plainly_and_harms_nobody_beside_it(stack: Stack, type_: str, what: str, expected: tuple[str, int], code: str | None) -> None:
-    beside = stack.submit("t.asleep", {"seconds": 0.3})
+    gate = stack.gate()
+    beside = stack.submit("t.agated", gate.payload())
     stack.wait(beside, "running")
     row = stack.wait(stack.submit(type_, {"what": what}))
     assert ((row["status"], row["attempt"]), (row["error"] or {}).get("code"), row["lost"]) == (expected, code, 0), row["error"]
+    gate.open()
     after = stack.wait(beside)
     assert (after["status"], after["attempt"], after["lost"]) == ("succeeded", 1, 0)
 
@@ -83,12 +85,14 @@ def test_a_handler_that_ends_the_shared_process_fails_alone(own_stack: Stack, wh
     stack.start("dispatcher")
     stack.start("worker")
     stack.ready()
-    beside = stack.submit_all([("t.asleep", {"seconds": 3}, {})] * 40)
+    gate = stack.gate()
+    beside = stack.submit_all([("t.agated", gate.payload(), {})] * 40)
     for task in beside:
         stack.wait(task, "running")
-    row = stack.wait(stack.submit("t.aodd", {"what": what}), seconds=40)
+    row = stack.wait(stack.submit("t.aodd", {"what": what}))
     assert (row["status"], row["error"]["code"], row["lost"]) == ("failed", "worker-lost", 4)
-    ended: list[Any] = [stack.wait(task, seconds=40) for task in beside]
+    gate.open()
+    ended: list[Any] = [stack.wait(task) for task in beside]
     assert {(after["status"], after["attempt"]) for after in ended} == {("succeeded", 1)}
     assert max(after["lost"] for after in ended) <= 2, "at most once with all others, and once in a small group"
     worker = stack.family("worker")[0]

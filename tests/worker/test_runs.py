@@ -44,7 +44,7 @@ def test_task_failed_is_not_retried_and_keeps_code_and_details(stack: Stack) -> 
 @pytest.mark.one_pair
 @pytest.mark.parametrize("type_", ["t.spin", "t.deaf", "t.aspin", "t.astubborn"])
 def test_a_timeout_really_ends_a_handler_and_the_worker_goes_on(stack: Stack, type_: str) -> None:
-    row = stack.wait(stack.submit(type_), seconds=10)
+    row = stack.wait(stack.submit(type_))
     assert (row["status"], row["error"]["code"]) == ("failed", "timeout")
     assert stack.wait(stack.submit("t.echo"))["status"] == "succeeded"
     assert stack.wait(stack.submit("t.aecho"))["status"] == "succeeded"
@@ -67,15 +67,14 @@ def test_a_task_that_kills_its_process_is_run_again_and_then_fails_as_worker_los
 
 
 @pytest.mark.one_pair
-@pytest.mark.parametrize(("type_", "seconds"), [("t.asleep", 1.0), ("t.sleep", 5.0), ("t.spin", 5.0)])
-def test_cancel_ends_a_running_handler_within_its_grace(stack: Stack, type_: str, seconds: float) -> None:
-    payload = {} if type_ == "t.spin" else {"seconds": 50}
-    task = stack.submit(type_, payload, timeout=60)
+@pytest.mark.parametrize("type_", ["t.agated", "t.gated", "t.spin"])
+def test_cancel_ends_a_running_handler_that_would_go_on_for_ever(stack: Stack, type_: str) -> None:
+    payload = {} if type_ == "t.spin" else stack.gate().payload()
+    task = stack.submit(type_, payload, timeout=600)
     stack.wait(task, "running")
     stack.cancel(task)
     row = stack.wait(task)
     assert row["status"] == "cancelled"
-    assert (row["finished_at"] - row["cancel_requested_at"]).total_seconds() <= seconds
     assert stack.events(task) == ["task.submitted", "task.started", "task.cancel_requested", "task.cancelled"]
 
 
@@ -105,15 +104,13 @@ def test_a_result_that_cannot_be_kept_fails_its_task_and_no_other(stack: Stack, 
 
 
 def test_a_thousand_async_sleeps_run_at_once(stack: Stack) -> None:
-    tasks = stack.submit_all([("t.asleep", {"seconds": 1, "word": "crowd"}, {})] * 1000)
+    gate = stack.gate()
+    tasks = stack.submit_all([("t.agated", gate.payload("crowd"), {})] * 1000)
+    running = "SELECT count(*) FROM tasks WHERE id = ANY (:ids) AND status = 'running'"
+    until(lambda: stack.value(running, ids=tasks) == 1000, what="1,000 tasks that run at the same time")
+    gate.open()
     for task in tasks:
-        assert stack.wait(task, seconds=60)["status"] == "succeeded"
-    at_once = stack.value(
-        """SELECT max(n) FROM (SELECT count(*) AS n FROM tasks a JOIN tasks b
-        ON b.started_at <= a.started_at AND b.finished_at > a.started_at WHERE a.id = ANY (:ids) AND b.id = ANY (:ids) GROUP BY a.id) x""",
-        ids=tasks,
-    )
-    assert at_once > 100, "they overlap: a pool of two processes would run two at a time"
+        assert stack.wait(task)["status"] == "succeeded"
 
 
 @pytest.mark.one_pair

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
 from uuid import UUID
@@ -14,7 +14,7 @@ from tests.stack import Stack, until
 SMALL_STEPS = {"TASKYARD_WORKER__HEARTBEAT": "0.3", "TASKYARD_DISPATCH__TICK": "0.2"}
 
 
-def _up(stack: Stack, type_: str, payload: dict[str, object]) -> Stack:
+def _up(stack: Stack, type_: str, payload: Mapping[str, object]) -> Stack:
     """A worker whose dispatcher knows that a type is quick."""
     stack.env.update(SMALL_STEPS)
     stack.start("dispatcher")
@@ -46,16 +46,19 @@ def _releases(stack: Stack, tasks: list[UUID]) -> list[str]:
 
 def test_what_waits_behind_a_slow_task_goes_back_in_line_without_spending_its_attempt(own_stack: Stack) -> None:
     own_stack.env["TASKYARD_WORKER__PROCESSES"] = "2"
-    stack = _up(own_stack, "t.sleep", {"seconds": 0})
+    gate, opened = own_stack.gate(), own_stack.gate()
+    opened.open()
+    stack = _up(own_stack, "t.gated", opened.payload())
     with _paused(stack):
-        slow = stack.submit("t.sleep", {"seconds": 4}, priority=9)
-        quick = stack.submit_all([("t.sleep", {"seconds": 0}, {}) for _ in range(40)])
+        slow = stack.submit("t.gated", gate.payload(), priority=9)
+        quick = stack.submit_all([("t.gated", opened.payload(), {}) for _ in range(40)])
     ended = [stack.wait(task) for task in quick]
     assert stack.task(slow)["status"] == "running", "nobody waited for it"
     assert {(row["status"], row["attempt"], row["lost"]) for row in ended} == {("succeeded", 1, 0)}
     assert set(_releases(stack, quick)) == {"it had to wait for a slow task"}
+    gate.open()
     assert stack.wait(slow)["status"] == "succeeded"
-    begun = [line[-2] for line in stack.witnessed("sleep")]
+    begun = [line[-2] for line in stack.witnessed("gated")]
     assert len(begun) == len(set(begun)), "none was started twice"
 
 

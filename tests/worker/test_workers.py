@@ -27,11 +27,13 @@ def _up(stack: Stack, **env: str) -> Stack:
 
 def test_the_more_urgent_runs_first_whatever_the_broker_has_in_front(own_stack: Stack) -> None:
     stack = _up(own_stack)
-    stack.wait(stack.submit("t.sleep", {"seconds": 1.5, "word": "busy"}), "running")
+    gate = stack.gate()
+    stack.wait(stack.submit("t.gated", gate.payload()), "running")
     low = stack.submit("t.echo", {"word": "low"}, priority=0)
     # The less urgent one is in the broker already when the other one comes.
     stack.wait(low, "queued", "pending")
     high = stack.submit("t.echo", {"word": "high"}, priority=9)
+    gate.open()
     stack.wait(low)
     stack.wait(high)
     assert [line[2] for line in stack.witnessed("echo")] == ["high", "low"]
@@ -39,8 +41,10 @@ def test_the_more_urgent_runs_first_whatever_the_broker_has_in_front(own_stack: 
 
 def test_ten_priorities_run_in_their_order(own_stack: Stack) -> None:
     stack = _up(own_stack)
-    stack.wait(stack.submit("t.sleep", {"seconds": 1.5, "word": "busy"}), "running")
+    gate = stack.gate()
+    stack.wait(stack.submit("t.gated", gate.payload()), "running")
     tasks = [stack.submit("t.echo", {"word": f"p{p}"}, priority=p) for p in (3, 7, 0, 9, 1, 5, 8, 2, 6, 4)]
+    gate.open()
     for task in tasks:
         stack.wait(task)
     assert [line[2] for line in stack.witnessed("echo")] == [f"p{p}" for p in range(9, -1, -1)]
@@ -77,14 +81,18 @@ def test_a_task_whose_type_no_worker_has_is_parked_and_says_so(own_stack: Stack)
 
 
 def test_sigterm_lets_a_short_task_end_and_hands_a_long_one_back_without_spending_its_attempt(own_stack: Stack) -> None:
-    stack = _up(own_stack)
-    short = stack.submit("t.asleep", {"seconds": 0.5})
+    stack = _up(own_stack, TASKYARD_WORKER__STOP_GRACE="5")
+    gate = stack.gate()
+    short = stack.submit("t.agated", gate.payload())
     long = stack.submit("t.asleep", {"seconds": 50})
     sync = stack.submit("t.sleep", {"seconds": 50})
     for task in (short, long, sync):
         stack.wait(task, "running")
     family = stack.family("worker")
     stack.stop("dispatcher")
+    stack.processes["worker"].terminate()
+    until(lambda: "worker.drains" in stack.log("worker"), what="the start of the grace")
+    gate.open()
     assert stack.stop("worker") == 0
     assert stack.task(short)["status"] == "succeeded"
     for task in (long, sync):
@@ -97,26 +105,30 @@ def test_sigterm_lets_a_short_task_end_and_hands_a_long_one_back_without_spendin
 
 def test_what_a_killed_worker_ran_is_run_by_another_and_no_process_is_left(own_stack: Stack) -> None:
     stack = _up(own_stack, **QUICK)
-    task = stack.submit("t.asleep", {"seconds": 2})
+    gate = stack.gate()
+    task = stack.submit("t.agated", gate.payload())
     stack.wait(task, "running")
     family = stack.family("worker")
     stack.stop("worker", signal.SIGKILL)
-    until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 5, "the end of its children")
+    until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], what="the end of its children")
     stack.start("worker")
-    row = stack.wait(task, seconds=30)
+    gate.open()
+    row = stack.wait(task)
     assert (row["status"], row["attempt"], row["fence"], row["lost"]) == ("succeeded", 1, 2, 1)
     assert stack.events(task) == ["task.submitted", "task.started", "task.lost", "task.started", "task.succeeded"]
 
 
 def test_a_worker_that_slept_past_the_silence_limit_changes_nothing_and_works_again(own_stack: Stack) -> None:
     stack = _up(own_stack, **QUICK)
-    task = stack.submit("t.sleep", {"seconds": 3, "word": "stale"})
+    gate = stack.gate()
+    task = stack.submit("t.gated", gate.payload("stale"))
     stack.wait(task, "running")
     sleeper = stack.processes["worker"]
     sleeper.send_signal(signal.SIGSTOP)
     stack.processes["asleep"] = stack.processes.pop("worker")
     stack.start("worker")
-    row = stack.wait(task, seconds=30)
+    gate.open()
+    row = stack.wait(task)
     assert (row["status"], row["fence"]) == ("succeeded", 2)
     sleeper.send_signal(signal.SIGCONT)
     until(lambda: stack.workers() == 2, 10, "the woken worker's new registration")
@@ -155,11 +167,13 @@ def test_what_waited_for_a_process_until_its_worker_was_given_up_is_not_started(
 @pytest.mark.one_pair
 def test_killed_children_and_a_killed_zygote_are_replaced(own_stack: Stack) -> None:
     stack = _up(own_stack)
-    task = stack.submit("t.asleep", {"seconds": 1})
+    gate = stack.gate()
+    task = stack.submit("t.agated", gate.payload())
     stack.wait(task, "running")
     for process in stack.family("worker")[1:]:
         os.kill(process.pid, signal.SIGKILL)
-    assert stack.wait(task, seconds=30)["status"] == "succeeded"
+    gate.open()
+    assert stack.wait(task)["status"] == "succeeded"
     assert stack.events(task).count("task.lost") == 1
     assert stack.wait(stack.submit("t.echo"))["status"] == "succeeded"
 

@@ -40,6 +40,13 @@ class Nap(BaseModel):
     word: str = ""
 
 
+class Gate(BaseModel):
+    """A file that the test creates to let the handler end: see tests/stack.py."""
+
+    path: Path
+    word: str = ""
+
+
 def witness(*words: object) -> None:
     with Path(os.environ["TESTBED_LOG"]).open("a") as log:
         log.write(" ".join(map(str, (f"{time.time():.6f}", *words))) + "\n")
@@ -90,6 +97,25 @@ def sleep(payload: Nap, ctx: Context) -> Nothing:
     return Nothing()
 
 
+@handler("t.gated", timeout=300)
+def gated(payload: Gate, ctx: Context) -> Nothing:
+    """Wait in a process until the gate opens."""
+    witness("gated", payload.word, ctx.task_id, ctx.fence)
+    while not payload.path.exists():
+        time.sleep(0.02)
+        ctx.raise_if_cancelled()
+    return Nothing()
+
+
+@handler("t.agated", timeout=300)
+async def agated(payload: Gate, ctx: Context) -> Nothing:
+    """Wait in the event loop until the gate opens."""
+    witness("agated", payload.word, ctx.task_id, ctx.fence)
+    while not payload.path.exists():  # noqa: ASYNC110  # a test in another process opens it
+        await asyncio.sleep(0.05)
+    return Nothing()
+
+
 @handler("t.spin", timeout=1)
 def spin(payload: Nothing) -> None:
     """Never end."""
@@ -97,11 +123,10 @@ def spin(payload: Nothing) -> None:
         pass
 
 
-@handler("t.abusy", timeout=60)
-async def abusy(payload: Nap) -> None:
-    """Keep the event loop busy, in small steps."""
-    until = time.monotonic() + payload.seconds
-    while time.monotonic() < until:  # noqa: ASYNC110  # it waits for nothing: others get their turn, and it goes on
+@handler("t.abusy", timeout=300)
+async def abusy(payload: Gate) -> None:
+    """Keep the event loop busy, in small steps, until the gate opens."""
+    while not payload.path.exists():  # noqa: ASYNC110  # it waits for nothing: others get their turn, and it goes on
         await asyncio.sleep(0)
 
 
