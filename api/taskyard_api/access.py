@@ -124,8 +124,7 @@ class Gate:
     async def _look_up(self, scope: Scope, key: str, known: Known | None, now: float) -> Caller | None:
         service: Service = scope["app"].state.service
         try:
-            async with service.database.begin() as connection:
-                return await connection.run_sync(keys.look_up, key)
+            return await service.database.write(keys.look_up, key)
         except Unavailable:
             if known and scope[ROUTED] == METRICS and now < min(known.fresh_until - FRESH + STALE, known.ends):
                 return known.caller

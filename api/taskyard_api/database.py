@@ -8,25 +8,28 @@ ends, and the connection with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
 import asyncpg
 import structlog
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 from sqlalchemy.event import listen
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from taskyard.database import APPLICATION, PLANNING, STANDSTILL, database_url
-from taskyard.database_errors import OutageLog, outages_named
+from taskyard.database_errors import OutageLog, drop_useless, outages_named
 from taskyard.errors import Unavailable
+from taskyard.retrying import retried_async
 from taskyard.settings import DatabaseSettings
 from taskyard.storable import from_json
 
 log = structlog.get_logger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Seconds of silence after which the database is asked, and seconds that it gets for its answer. With what a request does besides,
 #: their sum stays below 2 s.
@@ -38,7 +41,10 @@ _AT_WORK = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND (state = 'active' 
 
 
 class Database:
-    """The engine of one event loop, and two ways to use it. Both raise Unavailable when the database is away."""
+    """The engine of one event loop, and three ways to use it, which raise Unavailable when the database is away.
+
+    Each repeats what PostgreSQL has undone (see :mod:`taskyard.retrying`), so what is run does nothing outside of the database.
+    """
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self.engine = _engine(settings, role="api")
@@ -63,29 +69,27 @@ class Database:
         if connection is not None:
             self._idle.add(connection.driver_connection)
 
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading."""
-        with outages_named(noted=self._outages), self.watched() as watch:
-            async with self.engine.connect() as connection:
-                watch.driver = (await connection.get_raw_connection()).driver_connection
-                yield connection
+    async def read(self, query: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one of core's queries."""
+        return await self._run(self.engine.connect, lambda connection: query(connection, *args, **kwargs))
 
-    @asynccontextmanager
-    async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction, committed at the end. Where that fails the commit may have happened all the same."""
-        with outages_named(noted=self._outages), self.watched() as watch:
-            async with self.engine.begin() as connection:
-                watch.driver = (await connection.get_raw_connection()).driver_connection
-                yield connection
+    async def write(self, verb: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one of core's verbs and commit. Where the commit fails, it may have happened all the same."""
+        return await self._run(self.engine.begin, lambda connection: verb(connection, *args, **kwargs))
 
-    @asynccontextmanager
-    async def single(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for one statement that commits itself: one round trip to the database, where a transaction is three."""
-        with outages_named(noted=self._outages), self.watched() as watch:
-            async with self._single.connect() as connection:
-                watch.driver = (await connection.get_raw_connection()).driver_connection
-                yield connection
+    async def single(self, statement: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run one statement that commits itself: one round trip to the database, where a transaction is three."""
+        return await self._run(self._single.connect, lambda connection: statement(connection, *args, **kwargs))
+
+    async def _run(self, connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], work: Callable[[Connection], R]) -> R:
+        async def attempt() -> R:
+            with self.watched() as watch:
+                async with connect() as connection:
+                    watch.driver = (await connection.get_raw_connection()).driver_connection
+                    return await connection.run_sync(work)
+
+        with outages_named(noted=self._outages):
+            return await retried_async(attempt)
 
     async def connect_apart(self) -> Any:
         """An asyncpg connection outside of the pool."""
@@ -170,6 +174,7 @@ def _engine(settings: DatabaseSettings, *, role: str) -> AsyncEngine:
         connect_args=connect_args,
     )
     listen(engine.sync_engine, "checkout", _drop_closed)
+    listen(engine.sync_engine, "handle_error", drop_useless)
     return engine
 
 

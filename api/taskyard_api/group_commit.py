@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from taskyard import failpoints, lifecycle
 from taskyard.errors import Unavailable, UniqueConflict
@@ -153,16 +153,15 @@ class GroupCommit:
         """What a statement left out: answer what its key has made, name who has a unique_key of it, or insert it if neither is there
         any more.
         """
-        async with self._database.connect() as connection:
-            if waiting.key and (made := await connection.run_sync(replay, waiting.key)):
-                return Submitted(made, replayed=True)
-            if wanted := {task.unique_key: index for index, task in enumerate(waiting.new) if task.unique_key is not None}:
-                holders = await connection.run_sync(lifecycle.unique_key_holders, waiting.new[0].namespace, wanted)
-                if holders:
-                    first = min(holders, key=lambda held: wanted[held])
-                    raise UniqueConflict(first, str(holders[first]), wanted[first])
-            elif not waiting.key:
-                raise RuntimeError(f"the id {waiting.new[0].id}, or one beside it, was there before it was made")
+        if waiting.key and (made := await self._database.read(replay, waiting.key)):
+            return Submitted(made, replayed=True)
+        if wanted := {task.unique_key: index for index, task in enumerate(waiting.new) if task.unique_key is not None}:
+            holders = await self._database.read(lifecycle.unique_key_holders, waiting.new[0].namespace, wanted)
+            if holders:
+                first = min(holders, key=lambda held: wanted[held])
+                raise UniqueConflict(first, str(holders[first]), wanted[first])
+        elif not waiting.key:
+            raise RuntimeError(f"the id {waiting.new[0].id}, or one beside it, was there before it was made")
         return await self._alone(waiting)
 
     async def _commit(self, batch: Sequence[Waiting], *, whole: bool = False) -> dict[UUID, RowMapping]:
@@ -170,14 +169,17 @@ class GroupCommit:
         new = [task for waiting in batch for task in waiting.new]
         keys = [row for waiting in batch if (row := waiting.key_row())]
         # What can't be told to leave nothing out by one statement takes a transaction.
-        async with self._database.begin() if whole else self._database.single() as connection:
-            rows = await connection.run_sync(lifecycle.submit, new, keys)
-            if whole and len(rows) < len(new):
-                raise _Left
-            if whole:
-                failpoints.hit("submit.uncommitted")
+        rows = await (self._database.write(_submit_whole, new, keys) if whole else self._database.single(lifecycle.submit, new, keys))
         failpoints.hit("submit.committed")
         return rows
+
+
+def _submit_whole(connection: Connection, new: Sequence[NewTask], keys: Sequence[dict[str, Any]]) -> dict[UUID, RowMapping]:
+    rows = lifecycle.submit(connection, new, keys)
+    if len(rows) < len(new):
+        raise _Left
+    failpoints.hit("submit.uncommitted")
+    return rows
 
 
 async def _each(waiting: Waiting, submitted: Awaitable[Submitted]) -> None:

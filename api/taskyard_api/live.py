@@ -208,15 +208,13 @@ class Feed:
         return self._settled.is_set()
 
     async def _events(self, after: int, upto: int, task_id: UUID | None = None, namespace: str | None = None) -> Sequence[RowMapping]:
-        async with self._database.connect() as connection:
-            return await connection.run_sync(feed.events, after, upto, PAGE, task_id, namespace)
+        return await self._database.read(feed.events, after, upto, PAGE, task_id, namespace)
 
     async def _is_end(self, row: RowMapping, task_id: UUID) -> bool:
         """Is this a task's last event? One that a person has retried since lives on."""
         if row["event"] not in ENDS or row["status"] not in TERMINAL:
             return False
-        async with self._database.connect() as connection:
-            return not await connection.run_sync(feed.events, row["id"], LAST, 1, task_id)
+        return not await self._database.read(feed.events, row["id"], LAST, 1, task_id)
 
     # --- the reader ---
 
@@ -240,8 +238,7 @@ class Feed:
 
     async def _look_and_tell(self) -> float:
         """Tell of what is settled; seconds until the next look."""
-        async with self._database.connect() as connection:
-            upto = await connection.run_sync(self._look)
+        upto = await self._database.read(self._look)
         if upto is None:
             self._say_if_held_up()
             return SOON
@@ -265,8 +262,7 @@ class Feed:
         rows = await self._events(after, upto)
         read: set[UUID] = set()
         while new := {listener.task_id for listener in self._listeners if listener.task_id} - read:
-            async with self._database.connect() as connection:
-                lines = await connection.run_sync(feed.lines, after, upto, PAGE, new)
+            lines = await self._database.read(feed.lines, after, upto, PAGE, new)
             rows = feed.merged(rows, lines, PAGE)
             read |= new
         return rows

@@ -104,5 +104,4 @@ class Measures:
     async def flush(self) -> None:
         """Bring the counts to the database now."""
         self.shared.flushing(time.monotonic())
-        async with self._database.connect() as connection:
-            await connection.run_sync(metrics.flush, self.shared)
+        await self._database.read(metrics.flush, self.shared)

@@ -76,8 +76,7 @@ class Quotas:
             # The database has said when. Whoever asks all the time costs it nothing.
             taken = quotas.Taken(quotas.AHEAD, wait)
         else:
-            async with self._database.single() as connection:
-                taken = await connection.run_sync(quotas.take, namespace, rate, count)
+            taken = await self._database.single(quotas.take, namespace, rate, count)
         headers = _told(rate, taken)
         if taken.wait:
             self._refused[namespace] = (count, time.monotonic() + taken.wait)
@@ -96,8 +95,7 @@ class Quotas:
     async def _count(self, namespace: str, live: _Live, limit: int, count: int, headers: Headers) -> None:
         # Those under way now may be counted twice, or be refused yet: at its edge, a quota is kept rather than used up.
         under_way = live.under_way
-        async with self._database.connect() as connection:
-            known = await connection.run_sync(quotas.live, namespace, limit + 1)
+        known = await self._database.read(quotas.live, namespace, limit + 1)
         left = limit - known - under_way - count
         if left < 0:
             live.room = 0

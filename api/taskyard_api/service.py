@@ -63,13 +63,11 @@ class Service:
 
     async def read(self, query: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one of core's queries. Raises Unavailable when the database is away."""
-        async with self.database.connect() as connection:
-            return await connection.run_sync(query, *args, **kwargs)
+        return await self.database.read(query, *args, **kwargs)
 
     async def write(self, verb: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one of core's verbs and commit. Raises Unavailable when the database is away."""
-        async with self.database.begin() as connection:
-            done = await connection.run_sync(verb, *args, **kwargs)
+        done = await self.database.write(verb, *args, **kwargs)
         failpoints.hit("verb.committed")
         return done
 

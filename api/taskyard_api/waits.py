@@ -118,8 +118,9 @@ class Waits:
 
     async def _rows_of(self, tasks: list[tuple[str, UUID]], *, note: bool) -> dict[tuple[str, UUID], RowMapping]:
         """The tasks' rows; ``note`` in those that live that somebody waits. Else it is one round trip, where a transaction is four."""
-        async with self._database.begin() if note else self._database.single() as connection:
-            return await connection.run_sync(lifecycle.await_ends if note else lifecycle.look_at, tasks)
+        if note:
+            return await self._database.write(lifecycle.await_ends, tasks)
+        return await self._database.single(lifecycle.look_at, tasks)
 
     def _forget(self, task_id: UUID, news: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(task_id, set())
@@ -161,8 +162,7 @@ class Waits:
         """What has ended while nobody listened."""
         waited_for = list(self._waiting)
         for start in range(0, len(waited_for), PAGE):
-            async with self._database.connect() as connection:
-                self._wake(*await connection.run_sync(queries.ended_of, waited_for[start : start + PAGE]))
+            self._wake(*await self._database.read(queries.ended_of, waited_for[start : start + PAGE]))
 
     async def _stay(self, connection: Any, broken: asyncio.Event) -> None:
         """Return when nobody waits any more. Raises if the connection is gone, or says nothing any more."""

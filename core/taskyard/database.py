@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.event import listen
 from sqlalchemy.exc import ArgumentError
 
+from taskyard.database_errors import drop_useless
 from taskyard.errors import ConfigurationError
 from taskyard.settings import DatabaseSettings
 from taskyard.storable import from_json
@@ -45,7 +47,7 @@ def database_url(settings: DatabaseSettings, driver: str) -> URL:
 
 def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None = None) -> Engine:
     """An engine for worker, dispatcher and commands. ``role`` names it in pg_stat_activity."""
-    return create_engine(
+    engine = create_engine(
         database_url(settings, "psycopg"),
         json_deserializer=from_json,
         pool_size=pool_size or settings.pool_size,
@@ -59,6 +61,8 @@ def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None 
             "options": libpq_options(statement_timeout=int(settings.statement_timeout * 1000), idle_in_transaction_session_timeout=STANDSTILL, **PLANNING),
         },
     )
+    listen(engine, "handle_error", drop_useless)
+    return engine
 
 
 def libpq_options(**settings: object) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import structlog
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -36,6 +36,12 @@ _LOCKED: Final = "55P03"
 #: Classes and states of a server that is not there for this login, rather than one that refuses a statement.
 _UNREACHABLE: Final = ("08", "28", "3D", "57P", "53300")
 _DRIVERS: Final = frozenset({"asyncpg", "psycopg"})
+#: A transaction that PostgreSQL has rolled back because of others.
+_UNDONE: Final = ("40001", "40P01")
+#: What stands for a plan that was cached before its table was altered, and is of no use any more.
+_STALE_PLANS: Final = ("cached plan must not change", "cached statement plan is invalid", "cache lookup failed")
+_READ_ONLY: Final = "25006"
+_NO_SUCH_STATEMENT: Final = "26000"
 #: Characters of a driver's message that are shown.
 _MOST_WORDS: Final = 500
 
@@ -67,6 +73,26 @@ def is_mistake(error: BaseException) -> bool:
     """Is this outage most likely a fault of a statement of ours, or of the schema, rather than of the server?"""
     state = sqlstate_of(error) or ""
     return state.startswith(_MISTAKES) and state != _NO_RIGHTS
+
+
+def is_undone(error: BaseException) -> bool:
+    """Did PostgreSQL do nothing, for a reason that another try does not meet? See :mod:`taskyard.retrying`."""
+    return is_outage(error) and (sqlstate_of(error) in _UNDONE or _is_stale_plan(error))
+
+
+def drop_useless(context: ExceptionContext) -> None:
+    """A listener for SQLAlchemy's ``handle_error``: connections that only ever fail from now on leave the pool.
+
+    A server that has become a standby refuses writes for good, and its clients must connect anew to find the primary. A session without its
+    prepared statements, or with stale plans, fails at each of them.
+    """
+    error = context.original_exception
+    if sqlstate_of(error) in (_READ_ONLY, _NO_SUCH_STATEMENT):
+        context.is_disconnect = True
+    elif _is_stale_plan(error):
+        context.is_disconnect = True
+        # asyncpg's dialect then forgets all plans by itself, and of psycopg's connections each finds out.
+        context.invalidate_pool_on_disconnect = False
 
 
 def driver_words(error: BaseException) -> str:
@@ -120,6 +146,10 @@ def _sentence(error: BaseException) -> str:
     if state is None or state.startswith(_UNREACHABLE):
         return "The database can't be reached now."
     return "The database can't do this now."
+
+
+def _is_stale_plan(error: BaseException) -> bool:
+    return any(words in str(one) for one in _causes(error) for words in _STALE_PLANS)
 
 
 def _place(url: URL) -> str:

@@ -23,6 +23,7 @@ from taskyard.channels import announce
 from taskyard.database_errors import driver_words, is_outage
 from taskyard.metrics import Tally
 from taskyard.records import Finished, NewTask
+from taskyard.retrying import transaction
 from taskyard.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -169,9 +170,7 @@ class Ledger:
     def _commit(self, batch: list[Request]) -> None:
         """One transaction for the batch; if a row of it is refused, one for each, so that it harms nobody else."""
         try:
-            with self._engine.begin() as connection:
-                answers = self._perform(connection, batch)
-                failpoints.hit("ledger.uncommitted")
+            answers = transaction(self._engine, self._perform, batch)
         except Exception as error:
             if is_outage(error):
                 raise
@@ -182,6 +181,7 @@ class Ledger:
             log.error("ledger.refused", request=type(batch[0]).__name__, error=str(error))
             _refuse(batch, error)
             return
+        self._uncertain = False
         if answers.claimed:
             failpoints.hit("claim.committed")
         self._held.update({row["id"]: row["fence"] for row in answers.claimed})
@@ -233,6 +233,7 @@ class Ledger:
         for call in calls:
             answers.by_request.append((call, call.work(connection)))
         self._finish(connection, [r for r in batch if isinstance(r, Finish)], answers)
+        failpoints.hit("ledger.uncommitted")
         return answers
 
     def _finish(self, connection: Connection, requests: list[Finish], answers: Answers) -> None:
@@ -273,7 +274,6 @@ class Ledger:
             log.warning("claims.handed_back", count=len(strays), task_ids=[str(stray.id) for stray in strays[:10]])
             rows = lifecycle.finish(connection, strays, self._settings.dispatch.max_lost)
             announce(connection, {(row["queue"], row["lane"]) for row in rows})
-        self._uncertain = False
 
     def _keep(self, batch: list[Request], error: Exception) -> None:
         """The database is away: keep claims and finishes and what else must be written, answer the rest."""

@@ -31,6 +31,7 @@ from taskyard.dispatch.window import Window
 from taskyard.lifecycle import Hint
 from taskyard.listener import Listener
 from taskyard.metrics import Tally
+from taskyard.retrying import transaction
 from taskyard.routes import sync_routes
 from taskyard.settings import Settings
 
@@ -109,9 +110,8 @@ class Dispatcher:
         while not self._stopping:
             try:
                 if not synced:
-                    with self._engine.begin() as connection:
-                        sync_routes(connection, self._settings.routes)
-                        system.note_plugins(connection, self._plugins)
+                    transaction(self._engine, sync_routes, self._settings.routes)
+                    transaction(self._engine, system.note_plugins, self._plugins)
                     synced = True
                 self._listener.connect()
                 if failures or self._steady_since == float("inf"):
@@ -137,8 +137,7 @@ class Dispatcher:
         outlook = self._housekeep()
         self._know_workers(outlook.workers)
         deliveries_filled = self._dispatch_deliveries(outlook)
-        with self._engine.connect() as connection:
-            waiting = lines(connection, self._served)
+        waiting = transaction(self._engine, lines, self._served)
         self._full.clear()
         for queue, lane in waiting:
             self._dispatch_line(queue, lane)
@@ -201,21 +200,14 @@ class Dispatcher:
         announced = [(queue, lane) for queue, _, lane in (payload.rpartition("/") for payload in sorted(payloads))]
         if any(queue not in self._served for queue, _ in announced):
             # A worker that has just registered announces its lines, too.
-            with self._engine.connect() as connection:
-                self._know_workers(workers(connection))
+            self._know_workers(transaction(self._engine, workers))
         return [line for line in announced if line[0] in self._served]
 
     def _know_workers(self, registered: Sequence[Mapping[str, Any]]) -> None:
         self._workers, self._served = registered, served_queues(registered)
 
     def _housekeep(self) -> Outlook:
-        dispatch = self._settings.dispatch
-        lost: list[RowMapping] = []
-        with self._engine.begin() as connection:
-            outlook = look(connection, dispatch.worker_silence)
-            # After an outage of the database all workers seem silent: give them the time to beat again.
-            if outlook.silent and time.monotonic() - self._steady_since > dispatch.worker_silence:
-                lost = lifecycle.reap(connection, dispatch.worker_silence, dispatch.max_lost)
+        outlook, lost = transaction(self._engine, self._look_and_reap)
         failpoints.hit("housekeep.committed")
         self._tell([], lost)
         expired = outlook.expiring and self._batches(lifecycle.expire)
@@ -225,17 +217,23 @@ class Dispatcher:
         self._tell_operators()
         return outlook
 
+    def _look_and_reap(self, connection: Connection) -> tuple[Outlook, Sequence[RowMapping]]:
+        dispatch = self._settings.dispatch
+        outlook = look(connection, dispatch.worker_silence)
+        # After an outage of the database all workers seem silent: give them the time to beat again.
+        if outlook.silent and time.monotonic() - self._steady_since > dispatch.worker_silence:
+            return outlook, lifecycle.reap(connection, dispatch.worker_silence, dispatch.max_lost)
+        return outlook, []
+
     def _tell_operators(self) -> None:
         """Fold what waits for a digest, and see now and then whether a queue is stalled or a plugin has failed."""
-        with self._engine.begin() as connection:
-            made = digests.fold(connection)
+        made = transaction(self._engine, digests.fold)
         for route, count in made.items():
             log.info("digest.made", route=route, count=count)
         if (now := time.monotonic()) < self._look_at:
             return
         self._look_at = now + min(LOOK_EVERY, self._settings.dispatch.stalled_after / 4)
-        with self._engine.begin() as connection:
-            news = system.look(connection, self._settings.dispatch.stalled_after)
+        news = transaction(self._engine, system.look, self._settings.dispatch.stalled_after)
         for one in news:
             log.warning(one.event, **one.data)
 
@@ -273,8 +271,7 @@ class Dispatcher:
     def _batches(self, verb: Callable[[Connection, int], Sequence[Any]]) -> bool:
         """Do a chore a batch and a commit at a time. True: there may be more of it than one tick should do."""
         for _ in range(BATCHES):
-            with self._engine.begin() as connection:
-                moved = verb(connection, BATCH)
+            moved = transaction(self._engine, verb, BATCH)
             failpoints.hit("housekeep.committed")
             if verb is lifecycle.expire:
                 self._tell(moved, [])
@@ -311,8 +308,7 @@ class Dispatcher:
             dispatch = self._settings.dispatch
             stale = dispatch.sweep_after * (1 if window.empty else PATIENCE)
             asked = window.room
-            with self._engine.begin() as connection:
-                hints = lifecycle.dispatch(connection, queue, lane, asked, stale)
+            hints = transaction(self._engine, lifecycle.dispatch, queue, lane, asked, stale)
             if not hints:
                 return Filled.NOTHING
             self._handed += len(hints)
@@ -335,8 +331,7 @@ class Dispatcher:
         try:
             self._publisher.publish(queue, lane, bundles)
         except BrokerAway as error:
-            with self._engine.begin() as connection:
-                lifecycle.withdraw(connection, [hint.id for bundle in error.unpublished for hint in bundle])
+            transaction(self._engine, lifecycle.withdraw, [hint.id for bundle in error.unpublished for hint in bundle])
             failpoints.hit("withdraw.committed")
             raise
         self._broker_failures = 0
@@ -367,8 +362,7 @@ class Dispatcher:
             if room <= 0:
                 return Filled.FULL
             lease = self._settings.dispatch.sweep_after * (PATIENCE if depth else 1)
-            with self._engine.begin() as connection:
-                due = deliveries.dispatch(connection, room, lease, self._settings.deliveries.max_attempts)
+            due = transaction(self._engine, deliveries.dispatch, room, lease, self._settings.deliveries.max_attempts)
             failpoints.hit("delivery.dispatched")
             for spent in [one for one in due if one.dead]:
                 self._tally.count(metrics.DELIVERIES, spent.notifier, "dead")
@@ -394,8 +388,7 @@ class Dispatcher:
         try:
             self._publisher.publish_deliveries([one.id for one in due], [one.notifier for one in due])
         except BrokerAway as error:
-            with self._engine.begin() as connection:
-                deliveries.withdraw(connection, error.unpublished)
+            transaction(self._engine, deliveries.withdraw, error.unpublished)
             failpoints.hit("withdraw.committed")
             raise
 
