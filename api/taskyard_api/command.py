@@ -6,16 +6,19 @@ import signal
 import socket
 from typing import Annotated
 
+import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
 
 from taskyard import failpoints, logs
 from taskyard.collector import spare_what_is_loaded
-from taskyard.plugins import load_plugins_for
-from taskyard.settings import Settings, load_settings
+from taskyard.plugins import Registry, load_plugins_for
+from taskyard.settings import Settings, is_loopback, load_settings
 from taskyard_api.app import create_app
 from taskyard_api.protocol import BoundedProtocol
+
+log = structlog.get_logger(__name__)
 
 #: Seconds that requests on their way get at shutdown.
 GRACE = 10
@@ -44,7 +47,20 @@ def _stopped(_signal: int, _frame: object) -> None:
 
 def server(settings: Settings) -> uvicorn.Server:
     """A server that is ready to run, and stops cleanly on SIGINT and SIGTERM."""
-    return server_of(create_app(settings, load_plugins_for(settings)), settings.api.host, settings.api.port)
+    registry = load_plugins_for(settings)
+    warn_if_open(settings, registry)
+    return server_of(create_app(settings, registry), settings.api.host, settings.api.port)
+
+
+def warn_if_open(settings: Settings, registry: Registry) -> None:
+    """Say in the log what a service that asks for no keys lets everybody do by its plugins: on loopback, all users of the machine."""
+    if settings.asks_for_keys:
+        return
+    who = "every user of this machine" if is_loopback(settings.api.host) else "everybody who reaches this address"
+    for plugin in registry.plugins:
+        if plugin.exposes:
+            means = f"{who} may submit tasks, and {plugin.exposes}"
+            log.warning("auth.open", plugin=plugin.name, means=means, instead="TASKYARD_AUTH__MODE=keys asks for keys")
 
 
 def server_of(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Server:

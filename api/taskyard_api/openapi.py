@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from taskyard.plugins import Registry
+from taskyard.subscriptions import open_to_clients
 from taskyard_api import problem_examples, typed, webhooks
 from taskyard_api.access import ANY_KEY, OPEN, rule_for
 from taskyard_api.body import MAX_BATCH
@@ -82,7 +83,7 @@ def document(app: FastAPI, registry: Registry, *, with_keys: bool, subscriptions
     for adapter in (PATCH, ACTION, DELIVERY_ACTION):
         schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {schema["title"]: schema}
-    schemas |= typed.schemas(set(registry.handlers.values()), set(subscriptions) & registry.notifiers.keys()) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}
+    schemas |= typed.schemas(set(registry.handlers.values()), set(open_to_clients(registry, subscriptions))) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}
     schemas |= problem_examples.schemas() | webhooks.schemas()
     components["examples"] = problem_examples.examples()
     components["headers"] = dict(_headers())

@@ -37,6 +37,14 @@ def taskyard_notifiers(config: Any) -> Sequence[Any]:  # type: ignore[empty-body
 
 
 @hookspec
+def taskyard_exposes(config: Any) -> str | None:
+    """What whoever may submit tasks can do to the machine or its network by this plugin, as configured: half a sentence, or None for nothing.
+
+    A web service that asks for no keys warns with it when it starts.
+    """
+
+
+@hookspec
 def taskyard_task_event(event: Event) -> None:
     """Called in the worker after an event of a task that ran there was committed: to observe, never to change.
 

@@ -108,11 +108,19 @@ class Notifier(Protocol):
     def send(self, event: Event, options: Any, ctx: DeliveryContext) -> Any: ...
 
 
+def is_for_operators_only(notifier: Notifier) -> bool:
+    """May only an operator's route use it, and no client's ``notify``? A notifier says so by its class attribute ``operators_only``.
+
+    It is for notifiers whose options reach further than a client may: addresses inside the operator's network, files, programs.
+    """
+    return bool(getattr(notifier, "operators_only", False))
+
+
 def check_notifier(candidate: Any) -> Notifier:
     """A notifier ready for use: a class is instantiated, and its shape is checked.
 
     Raises:
-        InvalidHandler: it lacks a name, an Options model or send.
+        InvalidHandler: it lacks a name, an Options model or send; or ``operators_only`` is neither True nor False.
     """
     where = f"notifier {getattr(candidate, '__qualname__', type(candidate).__qualname__)}"
     made = candidate() if isinstance(candidate, type) else candidate
@@ -123,5 +131,7 @@ def check_notifier(candidate: Any) -> Notifier:
         raise InvalidHandler(f"{where}: expected Options, a Pydantic model")
     if not callable(getattr(made, "send", None)):
         raise InvalidHandler(f"{where}: expected send(event, options, ctx)")
+    if not isinstance(only := getattr(made, "operators_only", False), bool):
+        raise InvalidHandler(f"{where}: operators_only is {only!r}; expected True or False")
     assert isinstance(made, Notifier)
     return made

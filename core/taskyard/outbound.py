@@ -21,9 +21,12 @@ from email.utils import parsedate_to_datetime
 
 import httpcore2
 import httpx2
+import structlog
 
 from taskyard.errors import AddressRefused
 from taskyard.network import environment_checked
+
+log = structlog.get_logger(__name__)
 
 #: Turns a host and a port into IP addresses, the preferred first. Raises OSError.
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -111,8 +114,9 @@ class _GuardedBackend(httpcore2.AsyncNetworkBackend):
             raise httpcore2.ConnectError(f"{host!r} can't be resolved: {error}") from error
         good = found if self._allow_private else [address for address in found if is_public(address)]
         if not good:
-            what = f" ({', '.join(found)})" if list(found) != [host] else ""
-            raise AddressRefused(f"{host!r}{what} is not an address of the public internet")
+            # For the operator alone: clients read the error, and could map an internal network name by name.
+            log.warning("outbound.refused", host=host, addresses=list(found))
+            raise AddressRefused(f"{host!r} is not an address of the public internet")
         return good[:_MAX_ADDRESSES]
 
 
@@ -147,7 +151,8 @@ def http_client(
     Redirects are off, or at most ``max_redirects``; each hop is checked as the first address is. Proxies and ``.netrc`` of the
     environment are not used. ``resolve`` stands in for the system's resolver.
 
-    Requests raise :class:`taskyard.AddressRefused` for an address that is not public, besides httpx's own errors.
+    Requests raise :class:`taskyard.AddressRefused` for an address that is not public, besides httpx's own errors. The error names the host, and the
+    log (``outbound.refused``) the addresses that it has.
     """
     return httpx2.AsyncClient(
         transport=_GuardedTransport(_GuardedBackend(allow_private_networks, resolve or _resolve)),

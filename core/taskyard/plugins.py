@@ -19,7 +19,7 @@ from taskyard.distributions import entry_points as installed
 from taskyard.errors import ConfigurationError, IncompatiblePlugin, InvalidHandler, PluginConflict, UnknownTaskType
 from taskyard.handlers import Handler
 from taskyard.modelinfo import Key, sentences
-from taskyard.notifiers import Notifier, check_notifier
+from taskyard.notifiers import Notifier, check_notifier, is_for_operators_only
 from taskyard.settings import SUBSCRIBED, Route, Settings
 from taskyard.storable import storable_text
 from taskyard.timelimit import TimeIsUp, limited
@@ -43,6 +43,8 @@ class Plugin:
     config: BaseModel | None = None
     handlers: list[Handler[Any, Any]] = field(default_factory=list)
     notifiers: list[Notifier] = field(default_factory=list)
+    #: What whoever may submit can do by it, as its hook ``taskyard_exposes`` says.
+    exposes: str | None = None
 
 
 class Registry:
@@ -211,6 +213,7 @@ def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.
         plugin.handlers += [_check_handler(h, plugin.name) for h in group]
     for group in hooks("taskyard_notifiers", others)(config=plugin.config):
         plugin.notifiers += [_check_options(check_notifier(n)) for n in group]
+    plugin.exposes = next((str(said) for said in hooks("taskyard_exposes", others)(config=plugin.config) if said), None)
     _refuse_twins("task type", [name for h in plugin.handlers for name in h.names])
     _refuse_twins("notifier", [n.name for n in plugin.notifiers])
 
@@ -264,11 +267,12 @@ def load_plugins_for(settings: Settings) -> Registry:
     """The registry that these settings ask for; every route's notifier and options are checked too.
 
     Raises:
-        PluginConflict, ConfigurationError: see :func:`load_plugins`; a route is wrong.
+        PluginConflict, ConfigurationError: see :func:`load_plugins`; a route is wrong, or clients may name a notifier that is for operators only.
     """
     chosen = settings.plugins
     registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)
     check_routes(registry, settings.routes, settings.place)
+    check_subscriptions(registry, settings)
     logs.hide(masking.secrets_in([plugin.config for plugin in registry.plugins]))
     for route in settings.routes:
         usable = not is_waiting(registry, route)
@@ -308,6 +312,19 @@ def check_routes(registry: Registry, routes: Iterable[Route], place: Callable[[K
         problems += [f"{place(('routes', str(number), *key))}route {route.name!r}: {sentence}" for key, sentence in found]
     if problems:
         raise ConfigurationError("\n".join(problems))
+
+
+def check_subscriptions(registry: Registry, settings: Settings) -> None:
+    """Refuse to let submissions name a notifier that is for operators only (see :func:`taskyard.notifiers.is_for_operators_only`).
+
+    Raises:
+        ConfigurationError: one line for each.
+    """
+    place = settings.place(("deliveries", "subscriptions"))
+    closed = [name for name in settings.deliveries.subscriptions if name in registry.notifiers and is_for_operators_only(registry.notifiers[name])]
+    if closed:
+        sentence = "is for operators only: what its options reach is not for clients to choose. Use it in [[routes]], and take it out of this list."
+        raise ConfigurationError("\n".join(f"{place}deliveries.subscriptions: the notifier {name!r} {sentence}" for name in closed))
 
 
 def route_options(registry: Registry, route: Route) -> BaseModel:

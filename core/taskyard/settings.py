@@ -118,7 +118,7 @@ class DeliverySettings(Section):
     max_delay: Seconds = Field(86400.0, description="Longest wait between two tries, in seconds.")
     timeout: Seconds = Field(30.0, description="Seconds that one try may take.")
     concurrency: int = Field(50, ge=1, le=1000, description="Deliveries that one worker sends at once.")
-    subscriptions: tuple[str, ...] = Field((), description="Notifiers that a submission's `notify` may name. Empty: none.")
+    subscriptions: tuple[str, ...] = Field((), description="Notifiers that a submission's `notify` may name; none that is for operators only. Empty: none.")
 
 
 class LogSettings(Section):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
 
 from taskyard.events import EVENT_TYPES
+from taskyard.notifiers import is_for_operators_only
 from taskyard.plugins import Registry
 from taskyard.validation import nearest, problems_of
 
@@ -42,17 +43,22 @@ _SCHEMA = {
 Notify = Annotated[list[Wish], Field(max_length=MOST), WithJsonSchema(_SCHEMA)]
 
 
+def open_to_clients(registry: Registry, allowed: Collection[str]) -> list[str]:
+    """The notifiers that submissions may name: of those that the operator allows, the installed ones that are not for operators only."""
+    return sorted(name for name in allowed if name in registry.notifiers and not is_for_operators_only(registry.notifiers[name]))
+
+
 def problems(registry: Registry, allowed: Collection[str], wishes: Sequence[Wish]) -> list[tuple[str, str]]:
     """What is wrong with them, as (JSON pointer, sentence) pairs; the options are checked by their notifier's model."""
     found: list[tuple[str, str]] = []
+    possible = open_to_clients(registry, allowed)
     for index, wish in enumerate(wishes):
         at = f"/notify/{index}"
-        notifier = registry.notifiers.get(wish.notifier)
-        if wish.notifier not in allowed or notifier is None:
-            possible = sorted(name for name in allowed if name in registry.notifiers)
+        if wish.notifier not in possible:
             known = f" Possible: {', '.join(possible)}." if possible else " None is."
             found.append((f"{at}/notifier", f"not a notifier that submissions may name here.{nearest(wish.notifier, possible) or known}"))
             continue
+        notifier = registry.notifiers[wish.notifier]
         try:
             notifier.Options.model_validate(wish.options, context={"config": registry.config_of_notifier(wish.notifier)})
         except ValidationError as error:

@@ -70,6 +70,8 @@ class AppriseNotifier:
     """Send each event to Slack, Telegram, Teams, Discord and others, by an Apprise URL."""
 
     name: ClassVar[str] = "apprise"
+    #: Its URLs lead anywhere: into the operator's network, to files, to programs of the worker's machine.
+    operators_only: ClassVar[bool] = True
     Options: ClassVar[type[BaseModel]] = AppriseOptions
 
     def send(self, event: Event, options: AppriseOptions, ctx: DeliveryContext) -> str:

@@ -172,5 +172,10 @@ def taskyard_config() -> type[BaseModel]:
 
 
 @hookimpl
+def taskyard_exposes(config: Config) -> str | None:
+    return "http.request reaches private networks, and what listens on the worker's own machine" if config.allow_private_networks else None
+
+
+@hookimpl
 def taskyard_handlers() -> Sequence[Handler[Any, Any]]:
     return [request]

@@ -186,6 +186,7 @@ def test_config_check_tells_every_problem(cli: Cli) -> None:
         ("[broker]\nurl = 'amqp://u:hun:ter2@h:x'", "broker.url: expected a URL such as amqp://"),
         ("[plugins]\ndisabled = ['htp']", "plugins.disabled: no plugin 'htp' is installed. Did you mean 'http'?"),
         ("[plugins.http]\nallow_private = true", "plugins.http.allow_private: no such setting. Did you mean 'allow_private_networks'?"),
+        ("[deliveries]\nsubscriptions = ['apprise']", "taskyard.toml, line 2: deliveries.subscriptions: the notifier 'apprise' is for operators only"),
         ("[[routes]]\nname = 'a'\nnotifier = 'webhok'\nevents = ['task.failed']", "no plugin brings the notifier 'webhok'. Did you mean 'webhook'?"),
         ("[[routes]]\nname = 'a'\nnotifier = 'webhook'\nevents = ['task.failed']", "route 'a': options.url: field required"),
         (

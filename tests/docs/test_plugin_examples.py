@@ -177,6 +177,7 @@ def test_the_examples_of_the_hooks_work(archive: Path, monkeypatch: pytest.Monke
     assert run_notifier(shelf, {"shelf": "full"}).status == "dead"
     for event in run.events:
         registry.hook.taskyard_task_event(event=event)
+    assert plugin.exposes == "archive.store writes to https://archive.example.com"
     assert sys.modules["archive_plugin"].seen == {"task.started": 1, "task.succeeded": 1}
     assert list(load_plugins(only=["archive"]).handlers) == []
 

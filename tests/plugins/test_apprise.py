@@ -12,9 +12,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from taskyard import TaskInfo
+from taskyard import TaskFailed, TaskInfo
+from taskyard.errors import ConfigurationError, InvalidInput
+from taskyard.plugins import load_plugins_for
+from taskyard.settings import DeliverySettings, Settings
+from taskyard.submission import prepare
+from taskyard.subscriptions import open_to_clients
 from taskyard.testing import NotifierRun, assert_plugin_conforms, make_event, run_notifier
 from taskyard_apprise import AppriseNotifier, AppriseOptions
+from taskyard_worker.runs import prepare_delivery
 
 from .conftest import Answer, Site
 
@@ -126,6 +132,22 @@ def test_one_message_has_one_format() -> None:
 def test_whoever_has_no_route_to_it_does_not_load_apprise() -> None:
     said = subprocess.run([sys.executable, "-c", "import sys, taskyard_apprise; print('apprise' in sys.modules)"], capture_output=True, text=True, check=True)
     assert said.stdout == "False\n"
+
+
+@pytest.mark.parametrize("names", [("apprise",), ("webhook", "apprise")])
+def test_no_mistake_in_the_configuration_opens_it_to_clients(names: tuple[str, ...]) -> None:
+    settings = Settings(deliveries=DeliverySettings(subscriptions=names))
+    with pytest.raises(ConfigurationError, match=r"deliveries\.subscriptions: the notifier 'apprise' is for operators only"):
+        load_plugins_for(settings)
+    registry = load_plugins_for(Settings())
+    assert open_to_clients(registry, names) == [name for name in names if name != "apprise"]
+    wish = {"type": "demo.echo", "payload": {"text": "x"}, "notify": [{"notifier": "apprise", "options": {"url": "json://127.0.0.1"}}]}
+    with pytest.raises(InvalidInput) as refused:
+        prepare(registry, wish, namespace="default", notifiers=names)
+    assert [pointer for pointer, _ in refused.value.problems] == ["/notify/0/notifier"]
+    job = {"route": "notify/0", "notifier": "apprise", "event": "task.failed", "options": {"url": "json://127.0.0.1"}}
+    with pytest.raises(TaskFailed, match="may not name the notifier 'apprise'"):
+        prepare_delivery(job, registry, settings)
 
 
 def test_the_plugin_conforms() -> None:

@@ -14,10 +14,13 @@ from uuid import uuid4
 import psutil
 import pytest
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from taskyard.handlers import Context
-from taskyard.plugins import load_plugins
+from taskyard.plugins import load_plugins, load_plugins_for
+from taskyard.settings import ApiSettings, AuthSettings, PluginSettings, Settings
 from taskyard.testing import HandlerRun, run_handler
+from taskyard_api.command import warn_if_open
 from taskyard_process import Command, Config, Run, run
 
 PYTHON = {"path": sys.executable, "args": ["-I", "-c"]}
@@ -36,6 +39,20 @@ def test_a_commands_output_and_exit_are_kept() -> None:
     assert ran.status == "succeeded"
     assert ran.result["stdout"] == "out ['a b', '$HOME; *']\n"
     assert (ran.result["stderr"], ran.result["exit_code"]) == ("err\n", 0)
+
+
+@pytest.mark.parametrize(("host", "who"), [("127.0.0.1", "every user of this machine"), ("0.0.0.0", "everybody who reaches this address")])
+def test_a_service_without_keys_warns_who_may_run_the_commands(host: str, who: str) -> None:
+    allowed = PluginSettings.model_validate({"process": {"commands": {"backup": PYTHON, "ls": {"path": "/bin/ls"}}}})
+    open_to_all = Settings(api=ApiSettings(host=host), auth=AuthSettings(mode="none"), plugins=allowed)
+    with_keys = open_to_all.model_copy(update={"auth": AuthSettings(mode="keys")})
+    without_commands = open_to_all.model_copy(update={"plugins": PluginSettings()})
+    with capture_logs() as logged:
+        for settings in (open_to_all, with_keys, without_commands):
+            warn_if_open(settings, load_plugins_for(settings))
+    [warning] = [line for line in logged if line["event"] == "auth.open"]
+    assert (warning["plugin"], warning["log_level"]) == ("process", "warning")
+    assert warning["means"] == f"{who} may submit tasks, and process.run runs backup, ls with the worker's rights"
 
 
 def test_stdin_is_given_and_is_empty_otherwise() -> None:

@@ -169,6 +169,16 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             "notifier 'Bad Name': Options: 'to' has no description",
         ),
         (
+            "class N:\n  'Send.'\n  name = 'n'\n  operators_only = 'yes'\n  class Options(BaseModel): pass\n  def send(self, event, options, ctx): pass\n"
+            "@hookimpl\ndef taskyard_notifiers(): return [N]",
+            "operators_only is 'yes'; expected True or False",
+        ),
+        (
+            "class N:\n  'Send.'\n  name = 'n'\n  operator_only = True\n  class Options(BaseModel): pass\n  def send(self, event, options, ctx): pass\n"
+            "@hookimpl\ndef taskyard_notifiers(): return [N]",
+            "reads no attribute 'operator_only'. Did you mean 'operators_only'?",
+        ),
+        (
             "from collections.abc import Callable\nclass P(BaseModel):\n  call: Callable[[], int]\n@handler('a.b')\ndef f(p: P):\n  'Do.'\n"
             "@hookimpl\ndef taskyard_handlers(): return [f]",
             "handler 'a.b': payload: no JSON Schema can be built",

@@ -27,6 +27,7 @@ from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
 from taskyard.plugins import Registry, route_options
 from taskyard.settings import SUBSCRIBED, Route, Settings
 from taskyard.storable import find_unstorable, from_json, storable_text, to_json
+from taskyard.subscriptions import open_to_clients
 from taskyard.upgrades import read_payload
 from taskyard_worker import loglines
 
@@ -197,7 +198,8 @@ def prepare_delivery(job: Job, registry: Registry, settings: Settings) -> tuple[
         TaskFailed: the route is not configured any more, or submissions may not name its notifier any more.
         ConfigurationError: its options are wrong.
     """
-    route = _subscription(job, settings) if job["route"].startswith(SUBSCRIBED) else next((r for r in settings.routes if r.name == job["route"]), None)
+    configured = (route for route in settings.routes if route.name == job["route"])
+    route = _subscription(job, registry, settings) if job["route"].startswith(SUBSCRIBED) else next(configured, None)
     if route is None:
         raise TaskFailed(f"The route {job['route']!r} is not configured here any more.", code="no-route")
     options = route_options(registry, route)
@@ -215,9 +217,9 @@ def prepare_delivery(job: Job, registry: Registry, settings: Settings) -> tuple[
     return registry.notifiers[route.notifier], event, options, context
 
 
-def _subscription(job: Job, settings: Settings) -> Route:
+def _subscription(job: Job, registry: Registry, settings: Settings) -> Route:
     """What a task's submission asked for, as a route."""
-    if job.get("options") is None or job["notifier"] not in settings.deliveries.subscriptions:
+    if job.get("options") is None or job["notifier"] not in open_to_clients(registry, settings.deliveries.subscriptions):
         raise TaskFailed(f"Submissions may not name the notifier {job['notifier']!r} any more.", code="no-route")
     return Route(name=job["route"], notifier=job["notifier"], events=(job["event"],), options=job["options"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import typer
@@ -11,7 +12,7 @@ from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, write_
 from taskyard.errors import ConfigurationError
 from taskyard.masking import MASK, mask
 from taskyard.modelinfo import Key
-from taskyard.plugins import WAITING, check_routes, is_waiting, load_plugins, route_options
+from taskyard.plugins import WAITING, check_routes, check_subscriptions, is_waiting, load_plugins, route_options
 from taskyard.settings import Settings, load_settings, load_with_places
 
 app = typer.Typer(help="Look at the settings, and check them.", no_args_is_help=True)
@@ -113,10 +114,11 @@ def _plugin_problems(settings: Settings) -> list[str]:
     for number, route in enumerate(settings.routes):
         if is_waiting(registry, route):
             problems.append(f"{settings.place(('routes', str(number)))}route {route.name!r} to {route.notifier!r}: {WAITING}.")
-    try:
-        check_routes(registry, settings.routes, settings.place)
-    except ConfigurationError as error:
-        problems += str(error).splitlines()
+    for check in (partial(check_routes, registry, settings.routes, settings.place), partial(check_subscriptions, registry, settings)):
+        try:
+            check()
+        except ConfigurationError as error:
+            problems += str(error).splitlines()
     return problems
 
 

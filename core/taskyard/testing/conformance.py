@@ -156,6 +156,8 @@ def _notifier_problems(notifier: Notifier) -> Iterator[str]:
         yield f"{where}: a name is lower-case letters, digits, - and _, starting with a letter."
     if not (type(notifier).__doc__ or "").strip():
         yield f"{where}: its class has no docstring; the first line is the description that operators see."
+    for name in difflib.get_close_matches("operators_only", set(dir(notifier)) - {"operators_only"}, cutoff=0.85):
+        yield f"{where}: Taskyard reads no attribute {name!r}. Did you mean 'operators_only'?"
     yield from _model_problems(f"{where}: Options", notifier.Options)
 
 

@@ -131,6 +131,7 @@ async def _greet(plan: Plan, database: DatabaseSettings) -> None:
         f"  Docs   {plan.url}/docs",
         f"  Data   {data}",
         *([f"  Keys   every call needs one: taskyard keys create NAME{_data_option(plan)}"] if plan.asks_for_keys else []),
+        *([] if plan.asks_for_keys else ["  Open   to every user of this machine: no key is asked for, unless TASKYARD_AUTH__MODE=keys"]),
         f"  Try    {task or f'curl -s {plan.url}/api/v1/task-types{with_key}'}",
         "  Stop   Ctrl-C",
         "",

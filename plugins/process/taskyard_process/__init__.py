@@ -167,5 +167,10 @@ def taskyard_config() -> type[BaseModel]:
 
 
 @hookimpl
+def taskyard_exposes(config: Config) -> str | None:
+    return f"process.run runs {', '.join(sorted(config.commands))} with the worker's rights" if config.commands else None
+
+
+@hookimpl
 def taskyard_handlers(config: Config) -> Sequence[Handler[Any, Any]]:
     return [run] if config.commands else []
