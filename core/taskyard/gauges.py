@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from taskyard import backlog, metrics
+from taskyard import backlog, dispatchers, metrics
 from taskyard.backlog import COUNT_LIMIT
 from taskyard.database import APPLICATION
+from taskyard.dispatchers import BrokerState
 from taskyard.metrics import Key, Metric, Tally
 from taskyard.settings import Settings
 
@@ -35,11 +36,9 @@ OPEN_DELIVERIES = Metric("taskyard_deliveries_open", "gauge", f"Deliveries that 
 WORKERS = Metric("taskyard_workers_alive", "gauge", "Workers that beat within `dispatch.worker_silence`.")
 SLOTS = Metric("taskyard_worker_slots", "gauge", "Tasks that the live workers can run at once.", ("lane",))
 DISPATCHER = Metric("taskyard_dispatcher_alive", "gauge", "1 if a dispatcher used the database lately.")
+BROKER = Metric("taskyard_broker_up", "gauge", "1 if a live dispatcher reached the broker at its last look, at most some seconds ago.")
 
-GAUGES = (TASKS, CAPPED, OLDEST, PARKED, PAUSED, WINDOW_FILL, WINDOW_SIZE, OPEN_DELIVERIES, WORKERS, SLOTS, DISPATCHER)
-
-#: A dispatcher asks the database something on every tick, and at least this often (seconds) while the broker is away.
-LONGEST_PAUSE = 5.0
+GAUGES = (TASKS, CAPPED, OLDEST, PARKED, PAUSED, WINDOW_FILL, WINDOW_SIZE, OPEN_DELIVERIES, WORKERS, SLOTS, DISPATCHER, BROKER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,11 @@ class Roles:
     slots: dict[str, int]
     queues: frozenset[str]
     dispatcher: bool
+    broker: BrokerState
 
 
 _WORKERS = text("SELECT queues, slots FROM workers WHERE beat_at > now() - :silence * interval '1 second'")
-# The dispatcher keeps no row of its own; its connections tell when they were last used. Who may not see that of another
+# By its connections, which tell when they were last used: a dispatcher of the version before keeps no row. Who may not see that of another
 # database user sees NULL, and takes a connection for a sign of life.
 _DISPATCHER = text(
     """
@@ -64,11 +64,11 @@ SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE application_name = :name AND
 
 def roles(connection: Connection, settings: Settings) -> Roles:
     """Which roles are at work, wherever they run."""
-    pause = max(LONGEST_PAUSE, settings.dispatch.tick) + settings.database.statement_timeout
+    pause = dispatchers.longest_silence(settings)
     workers = connection.execute(_WORKERS, {"silence": settings.dispatch.worker_silence}).all()
     dispatcher = bool(connection.execute(_DISPATCHER, {"name": f"{APPLICATION}-dispatcher", "pause": pause}).scalar())
     slots = {lane: sum(int(worker.slots.get(lane, 0)) for worker in workers) for lane in ("sync", "async")}
-    return Roles(len(workers), slots, frozenset(queue for worker in workers for queue in worker.queues), dispatcher)
+    return Roles(len(workers), slots, frozenset(queue for worker in workers for queue in worker.queues), dispatcher, dispatchers.broker(connection, settings))
 
 
 _OPEN_DELIVERIES = text(
@@ -95,6 +95,7 @@ def read(connection: Connection, settings: Settings, tally: Tally) -> Samples:
     tally.learn(at_work.queues)
     samples.add(WORKERS, at_work.workers)
     samples.add(DISPATCHER, at_work.dispatcher)
+    samples.add(BROKER, at_work.broker.up)
     samples.add(WINDOW_SIZE, settings.dispatch.window)
     for lane, slots in at_work.slots.items():
         samples.add(SLOTS, slots, lane)

@@ -1,5 +1,5 @@
-"""Which parts of an installation are usable. A web process is ready when it can take tasks: with database and schema. Workers and
-dispatchers are shown, and decide nothing: without them tasks are accepted and wait, and taking the web service away would help nobody.
+"""Which parts of an installation are usable. A web process is ready when it can take tasks: with database and schema. Workers,
+dispatchers and the broker are shown, and decide nothing: without them tasks are accepted and wait, and taking the web service away would help nobody.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from taskyard import gauges, queries
+from taskyard.dispatchers import BrokerState
 from taskyard.settings import Settings
 from taskyard.tables import SCHEMA_REVISION
 
@@ -14,7 +15,7 @@ OK = "ok"
 #: The parts that a web process needs.
 NEEDED = ("database", "schema")
 #: The others.
-SHOWN = ("dispatcher", "workers")
+SHOWN = ("dispatcher", "workers", "broker")
 
 
 def look(connection: Connection, settings: Settings) -> dict[str, str]:
@@ -29,7 +30,17 @@ def look(connection: Connection, settings: Settings) -> dict[str, str]:
         "schema": OK,
         "dispatcher": OK if roles.dispatcher else "none used the database lately: tasks are accepted, and wait",
         "workers": OK if roles.workers else f"none beat within {settings.dispatch.worker_silence:g} s: tasks are accepted, and wait",
+        "broker": _broker(roles.broker),
     }
+
+
+def _broker(state: BrokerState) -> str:
+    """The broker as the dispatchers see it. Their logs have the reason, which may name what is none of a client's business."""
+    if not state.dispatchers:
+        return "unknown: no dispatcher has looked lately"
+    if not state.away:
+        return OK
+    return f"away for {state.away} of {state.dispatchers} dispatchers, whose logs say why: tasks are accepted, and wait"
 
 
 def unreachable(reason: str) -> dict[str, str]:

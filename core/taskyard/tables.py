@@ -36,7 +36,7 @@ from taskyard.statuses import LIVE as LIVE
 from taskyard.statuses import TERMINAL as TERMINAL
 
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
-SCHEMA_REVISION = "0010"
+SCHEMA_REVISION = "0011"
 
 IN_LINE = ("pending", "queued", "running")
 DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
@@ -175,6 +175,17 @@ workers = Table(
     Column("slots", JSONB, nullable=False, server_default="{}"),
     # Seconds that a task of each type took lately: what the dispatcher packs messages by.
     Column("pace", JSONB, nullable=False, server_default="{}"),
+    _time("started_at", nullable=False, server_default=func.now()),
+    _time("beat_at", nullable=False, server_default=func.now()),
+)
+
+dispatchers = Table(
+    "dispatchers",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("host", Text, nullable=False),
+    # Why it can't reach the broker, if it can't.
+    Column("broker_error", Text),
     _time("started_at", nullable=False, server_default=func.now()),
     _time("beat_at", nullable=False, server_default=func.now()),
 )

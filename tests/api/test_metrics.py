@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fastapi import FastAPI
@@ -16,7 +17,7 @@ from sqlalchemy import Engine, text
 from structlog.contextvars import get_contextvars
 from structlog.testing import capture_logs
 
-from taskyard import gauges, metrics
+from taskyard import dispatchers, gauges, metrics
 from taskyard.gauges import GAUGES
 from taskyard.metrics import SHARED, Tally
 from taskyard.plugins import Registry
@@ -145,6 +146,14 @@ async def test_a_scrape_before_anything_happened_has_zero_for_what_alerts_are_ab
     assert at(seen, "taskyard_window_fill", queue="default", lane="async") == 0
 
 
+@pytest.mark.parametrize(("errors", "up"), [((), 0), ((None,), 1), (("refused",), 0), (("refused", None), 1)])
+async def test_the_broker_is_up_if_a_live_dispatcher_reaches_it(client: AsyncClient, engine: Engine, errors: tuple[str | None, ...], up: int) -> None:
+    with engine.begin() as connection:
+        for number, error in enumerate(errors):
+            dispatchers.beat(connection, UUID(int=number), "here", error)
+    assert at(await scraped(client), "taskyard_broker_up") == up
+
+
 async def test_parked_tasks_are_counted_and_are_the_oldest_that_wait(client: AsyncClient, engine: Engine) -> None:
     await submit(client, queue="io")
     with engine.begin() as connection:
@@ -219,13 +228,20 @@ async def test_ready_names_the_part_and_workers_and_dispatchers_are_shown_and_de
         dispatcher.execute(text("SET application_name = 'taskyard-dispatcher'"))
         with engine.begin() as connection:
             connection.execute(text("INSERT INTO workers (id, name, queues) VALUES (gen_random_uuid(), 'w', '{}')"))
-        assert await parts() == (200, dict.fromkeys(("database", "schema", "dispatcher", "workers"), "ok"))
+            dispatchers.beat(connection, UUID(int=1), "here", None)
+        assert await parts() == (200, dict.fromkeys(("database", "schema", "dispatcher", "workers", "broker"), "ok"))
+        with engine.begin() as connection:
+            dispatchers.beat(connection, UUID(int=2), "there", "amqp://guest@broker.internal: refused")
+        status, named = await parts()
+        assert (status, named["broker"][:31]) == (200, "away for 1 of 2 dispatchers, wh")
+        assert "internal" not in named["broker"], "whoever asks need not know where the broker is"
         dispatcher.execute(text("SET application_name = 'else'"))
     with engine.begin() as connection:
         connection.execute(text("UPDATE workers SET beat_at = now() - interval '1 hour'"))
+        connection.execute(text("UPDATE dispatchers SET beat_at = now() - interval '1 hour'"))
     status, named = await parts()
     assert status == 200
-    assert {name for name, state in named.items() if state != "ok"} == {"dispatcher", "workers"}
+    assert {name for name, state in named.items() if state != "ok"} == {"dispatcher", "workers", "broker"}
     for wrong, said in (("UPDATE alembic_version SET version_num = '0001'", "at 0001, needs"), ("DROP TABLE alembic_version", "at nothing, needs")):
         with engine.begin() as connection:
             connection.execute(text(wrong))

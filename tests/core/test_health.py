@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, make_url, text
 
+from taskyard import dispatchers
 from taskyard.cli import health
 from taskyard.errors import TaskyardError, Unavailable
 from tests.stack import until
@@ -54,7 +55,7 @@ def test_a_silent_worker_and_one_of_another_host_are_not_this_ones_health(config
 
 def test_a_dispatcher_is_healthy_while_it_uses_the_database(configure: Configure, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(DATABASE_URL=database_url, TASKYARD_DISPATCH__TICK="0.1", TASKYARD_DATABASE__STATEMENT_TIMEOUT="1")
-    monkeypatch.setattr(health, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(dispatchers, "BEAT_EVERY", 0.1)
     with pytest.raises(TaskyardError, match="No dispatcher"):
         health.dispatcher()
     url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
@@ -63,6 +64,26 @@ def test_a_dispatcher_is_healthy_while_it_uses_the_database(configure: Configure
         health.dispatcher()
         # Connected, but it asks nothing any more: it hangs.
         until(lambda: _refused(health.dispatcher))
+
+
+def test_a_dispatcher_that_can_not_reach_the_broker_is_not_healthy(configure: Configure, database_url: str, engine: Engine) -> None:
+    configure(DATABASE_URL=database_url)
+    url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    id_ = uuid.uuid4()
+
+    def beat(host: str, error: str | None, which: uuid.UUID = id_) -> None:
+        with engine.begin() as connection:
+            dispatchers.beat(connection, which, host, error)
+
+    with psycopg.connect(url, application_name="taskyard-dispatcher", autocommit=True) as connection:
+        connection.execute("SELECT 1")
+        beat("elsewhere", "refused", uuid.uuid4())
+        health.dispatcher()
+        beat(socket.gethostname(), "refused")
+        with pytest.raises(TaskyardError, match="reaches the broker"):
+            health.dispatcher()
+        beat(socket.gethostname(), None)
+        health.dispatcher()
 
 
 def _refused(check: Callable[[], None]) -> bool:

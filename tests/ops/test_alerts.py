@@ -18,7 +18,7 @@ from tests.docs.markdown import ROOT, rows
 
 ALERTS = ROOT / "deploy" / "alerts.yml"
 #: Words of PromQL that are no metrics and no labels.
-PROMQL = {"min", "max", "without", "instance", "or", "unless", "increase", "max_over_time", "absent", "job", "up"}
+PROMQL = {"min", "max", "without", "and", "instance", "or", "unless", "increase", "max_over_time", "absent", "job", "up"}
 METRICS = {metric.name: metric for metric in (*SHARED, *GAUGES, *OWN)}
 PROMTOOL = shutil.which("promtool")
 

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
+import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from tests.conftest import SERVER_RABBITMQ
+from tests.conftest import _answers as answers
 from tests.stack import until
 from tests.system.test_role_logs import free_port
 
@@ -39,6 +42,10 @@ class Role:
 
     def log(self) -> str:
         return self._path.read_text(errors="replace")
+
+    def stop(self) -> int:
+        self._process.terminate()
+        return self._process.wait(30)
 
     def close(self) -> None:
         self._process.kill()
@@ -73,3 +80,40 @@ def test_a_wrong_database_name_is_in_the_log_of_every_role(postgres_url: str, br
 
     until(said, 60, "the driver's words")
     assert PASSWORD not in role.log()
+
+
+def broker_error(database_url: str) -> str | None:
+    """What the only dispatcher says of the broker."""
+    with psycopg.connect(make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
+        row = connection.execute("SELECT broker_error FROM dispatchers WHERE beat_at > now() - interval '10 s'").fetchone()
+    return row[0] if row else None
+
+
+def test_an_idle_dispatcher_says_that_the_broker_is_away_and_where_it_looked(database_url: str, start: Callable[..., Role]) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    role = start("dispatcher", DATABASE_URL=database_url, CELERY_BROKER_URL=f"amqp://guest:{PASSWORD}@{nowhere}//")
+    until(lambda: broker_error(database_url), 60, "its row")
+    assert "refused" in (broker_error(database_url) or "")
+    assert "dispatcher.broker_away" in role.log()
+    assert nowhere in role.log()
+    assert PASSWORD not in role.log() + (broker_error(database_url) or "")
+
+
+@pytest.mark.skipif(not answers(5672), reason="no RabbitMQ answers here")
+def test_a_wrong_broker_password_is_in_the_log_of_an_idle_dispatcher(database_url: str, start: Callable[..., Role]) -> None:
+    role = start("dispatcher", DATABASE_URL=database_url, CELERY_BROKER_URL=make_url(SERVER_RABBITMQ).set(password=PASSWORD).render_as_string(False))
+    until(lambda: "ACCESS_REFUSED" in role.log(), 60, "RabbitMQ's words")
+    until(lambda: "ACCESS_REFUSED" in (broker_error(database_url) or ""), 60, "its row")
+    assert PASSWORD not in role.log()
+
+
+def test_a_dispatcher_that_stops_leaves_no_row(database_url: str, broker_url: str, start: Callable[..., Role]) -> None:
+    role = start("dispatcher", DATABASE_URL=database_url, CELERY_BROKER_URL=broker_url)
+
+    def rows() -> int:
+        with psycopg.connect(make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)) as connection:
+            return int((connection.execute("SELECT count(*) FROM dispatchers").fetchone() or [0])[0])
+
+    until(lambda: rows() == 1, 60, "its row")
+    assert role.stop() == 0
+    assert rows() == 0

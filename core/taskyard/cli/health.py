@@ -10,14 +10,13 @@ import psycopg
 import typer
 
 from taskyard.database import APPLICATION, database_url
+from taskyard.dispatchers import longest_silence
 from taskyard.errors import TaskyardError, Unavailable
 from taskyard.network import open_directly
 from taskyard.settings import Settings, load_settings
 
 app = typer.Typer(help="Exit with 0 if a role of this host is at work, with 1 if not: for health checks.", no_args_is_help=True)
 
-#: A dispatcher asks the database something on every tick, and at least this often (seconds) while the broker is away.
-LONGEST_PAUSE = 5.0
 SECONDS_TO_ANSWER = 5.0
 
 # The dispatcher keeps no row of its own. Its connections tell when they were last used, and where they come from.
@@ -25,6 +24,10 @@ _DISPATCHER = """
 SELECT count(*) FROM pg_stat_activity a JOIN pg_stat_activity me ON me.pid = pg_backend_pid()
 WHERE a.application_name = %(name)s AND a.datname = current_database() AND a.client_addr IS NOT DISTINCT FROM me.client_addr
   AND a.state_change > now() - %(pause)s * interval '1 second'
+"""
+# Of the version before, a dispatcher keeps no row: then nobody knows, and that counts as well.
+_BROKER = """
+SELECT count(*) = 0 OR bool_or(broker_error IS NULL) FROM dispatchers WHERE host = %(host)s AND beat_at > now() - %(pause)s * interval '1 second'
 """
 _WORKER = """
 SELECT count(*) FROM workers WHERE split_part(name, '@', 2) = %(host)s AND beat_at > now() - %(silence)s * interval '1 second'
@@ -49,11 +52,17 @@ def web() -> None:
 
 @app.command()
 def dispatcher() -> None:
-    """A dispatcher at this address used the database a moment ago."""
+    """A dispatcher at this address used the database a moment ago, and one of this host reaches the broker."""
     settings = load_settings()
-    pause = max(LONGEST_PAUSE, settings.dispatch.tick) + settings.database.statement_timeout
+    pause = longest_silence(settings)
     _require(
         settings, lambda c: c.execute(_DISPATCHER, {"name": f"{APPLICATION}-dispatcher", "pause": pause}), "No dispatcher at this address uses the database."
+    )
+    host = socket.gethostname()
+    _require(
+        settings,
+        lambda c: c.execute(_BROKER, {"host": host, "pause": pause}),
+        f"No dispatcher of {host} reaches the broker; `taskyard doctor` and the dispatcher's log say why.",
     )
 
 

@@ -26,6 +26,7 @@ from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
 from taskyard.dispatch.gathering import Gathering
 from taskyard.dispatch.look import Outlook, lines, look, served_queues, workers
+from taskyard.dispatch.presence import Presence
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
 from taskyard.dispatch.window import Window
 from taskyard.lifecycle import Hint
@@ -85,6 +86,7 @@ class Dispatcher:
         self._gathering = Gathering()
         self._handed = 0
         self._wake_in, self._wake_out = socket.socketpair()
+        self._presence = Presence(engine, publisher)
         self._broker_back_at = 0.0
         self._broker_failures = 0
         self._plugins = plugins or {}
@@ -126,6 +128,7 @@ class Dispatcher:
                 log.warning("dispatcher.waits", seconds=wait, error=driver_words(error))
             self._sleep(wait)
         metrics.flush_if_due(self._engine, self._tally, last=True)
+        self._presence.leave()
         self._listener.close()
         self._publisher.close()
         self._wake_in.close()
@@ -142,12 +145,25 @@ class Dispatcher:
         for queue, lane in waiting:
             self._dispatch_line(queue, lane)
         self._plan_refill()
+        self._tell_presence()
         metrics.flush_if_due(self._engine, self._tally)
         wait = 0.0 if self._behind else outlook.wait(self._settings.dispatch.tick)
         if deliveries_filled is Filled.FULL:
             wait = min(wait, self._settings.dispatch.tick / REFILLS[0])
         now = time.monotonic()
         return max(min(wait, max(0.0, self._purge_at - now)), self._broker_back_at - now)
+
+    def _tell_presence(self) -> None:
+        """Look now and then whether the broker answers, even with nothing to send, and say so."""
+        if not self._presence.is_due():
+            return
+        if time.monotonic() >= self._broker_back_at:
+            try:
+                self._presence.probe()
+                self._broker_answered()
+            except BrokerAway as error:
+                self._broker_is_away(error)
+        self._presence.beat()
 
     def _sleep(self, seconds: float) -> None:
         """Wait for a notification, a stop or the time; meanwhile dispatch what notifications name, and fill windows again."""
@@ -334,7 +350,7 @@ class Dispatcher:
             transaction(self._engine, lifecycle.withdraw, [hint.id for bundle in error.unpublished for hint in bundle])
             failpoints.hit("withdraw.committed")
             raise
-        self._broker_failures = 0
+        self._broker_answered()
         self._tally.count(metrics.MESSAGES, by=len(bundles))
         if swept := [str(hint.id) for bundle in bundles for hint in bundle if hint.swept]:
             self._tally.count(metrics.SWEPT, by=len(swept))
@@ -392,7 +408,12 @@ class Dispatcher:
             failpoints.hit("withdraw.committed")
             raise
 
+    def _broker_answered(self) -> None:
+        self._broker_failures = 0
+        self._presence.broker_is_back()
+
     def _broker_is_away(self, error: BrokerAway) -> None:
+        self._presence.broker_is_away(error)
         self._broker_failures += 1
         wait = min(0.2 * 2**self._broker_failures, 5.0)
         self._broker_back_at = time.monotonic() + wait

@@ -17,6 +17,7 @@ from kombu import Connection, Queue
 from kombu.exceptions import ChannelError
 
 from taskyard import failpoints
+from taskyard.database_errors import driver_words
 from taskyard.dispatch.app import DELIVER, RUN, broker_queue, delivery_queue, is_amqp
 from taskyard.dispatch.confirms import Confirms
 from taskyard.errors import TaskyardError
@@ -205,8 +206,16 @@ class Publisher:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._app.connection_for_write(transport_options=self._bounds())
-            self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=self._settings.confirm_timeout)
+            try:
+                self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=self._settings.confirm_timeout)
+            except ChannelError as error:
+                # A login that is refused looks like the refusal of a queue.
+                raise ConnectionError(str(error)) from error
         return self._connection
+
+    def _place(self) -> str:
+        """Where the broker is, without the password."""
+        return str(self._app.connection_for_write().as_uri())
 
     def _on_blocked(self, _reason: str) -> None:
         self._blocked = True
@@ -245,7 +254,7 @@ class Publisher:
         # What a broken connection raises differs by transport, and a wrong message can't reach here: all of it is an outage.
         except Exception as error:
             self.close(politely=False)
-            raise BrokerAway(f"{type(error).__name__}: {error}", _whats(unconfirmed)) from error
+            raise BrokerAway(f"{self._place()}: {type(error).__name__}: {driver_words(error)}", _whats(unconfirmed)) from error
 
 
 @contextmanager
