@@ -10,13 +10,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from types import TracebackType
 from typing import Any, TextIO
 
 import structlog
 
-from taskyard.masking import Hidden, escape_controls, mask, mask_url, secrets_in
+from taskyard.masking import Hidden, escape_controls, mask, mask_url, masked_end, masked_start, secrets_in
 from taskyard.printed import Printed
 from taskyard.settings import LogSettings, Settings
 
@@ -24,6 +24,11 @@ from taskyard.settings import LogSettings, Settings
 _TALKATIVE = ("httpx2", "httpcore2", "asyncio", "amqp", "kombu", "sqlalchemy.engine", "alembic.runtime.plugins")
 #: Libraries that bring handlers of their own.
 _TAKEN_OVER = ("uvicorn", "uvicorn.error", "uvicorn.access", "celery", "celery.task", "alembic", "sqlalchemy")
+
+#: Fields with lines of their own.
+TRACES = ("exception", "stack")
+#: Characters of one text that a line shows.
+MAX_TEXT = 32_000
 
 Event = MutableMapping[str, Any]
 _log = structlog.get_logger(__name__)
@@ -50,6 +55,16 @@ def hide_lately(secrets: Iterable[str]) -> None:
 
 def _without_secrets(text: str) -> str:
     return _hidden_lately.clean(_hidden.clean(text))
+
+
+def _shown(text: str) -> str:
+    """A text of a line: its beginning, without secrets."""
+    return masked_start(text, MAX_TEXT, clean, max(_hidden.longest, _hidden_lately.longest))
+
+
+def _shown_trace(text: str) -> str:
+    """A traceback: its end tells most."""
+    return masked_end(text, MAX_TEXT, clean, max(_hidden.longest, _hidden_lately.longest))
 
 
 def configure_role(settings: Settings) -> None:
@@ -119,26 +134,13 @@ def _standard_error() -> TextIO:
 
 
 def safe(event: Event) -> Event:
-    """A line's fields as they may be shown: secrets masked, and what is no JSON as text."""
+    """A line's fields as they may be shown: secrets masked, long texts cut, and objects that are no JSON as text."""
     event.pop("color_message", None)  # Uvicorn says the same twice, once with colours.
-    return {_without_secrets(key): _clean(mask(value, key)) for key, value in event.items()}
+    return {_shown(key): mask(value, key, clean=_shown_trace if key in TRACES else _shown) for key, value in event.items()}
 
 
 def _mask(logger: Any, method: str, event: Event) -> Event:
     return safe(event)
-
-
-def _clean(value: Any) -> Any:
-    """Without known secrets. What is no JSON becomes text here and not in the renderer: its text may have one."""
-    if isinstance(value, str):
-        return _without_secrets(value)
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if isinstance(value, Mapping):
-        return {_clean(str(key)): _clean(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_clean(inner) for inner in value]
-    return _without_secrets(mask(str(value)))
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -161,7 +163,7 @@ def _unraisable(args: sys.UnraisableHookArgs) -> None:
 
 def _escape(logger: Any, method: str, event: Event) -> Event:
     """Escape control characters; JSON does so by itself. A trace keeps its lines, indented: what it quotes can't pass for a line of the log."""
-    return {_escaped(key): _indented(value) if key in ("exception", "stack") else _escaped(value) for key, value in event.items()}
+    return {_escaped(key): _indented(value) if key in TRACES else _escaped(value) for key, value in event.items()}
 
 
 def _indented(trace: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from taskyard.masking import mask_url
+
 PREFIX = "TASKYARD_"
 Key = tuple[str, ...]
 
@@ -74,7 +76,8 @@ def sentences(model: type[BaseModel], error: ValidationError) -> list[tuple[Key,
     found = []
     for problem in error.errors(include_input=False, include_url=False):
         key = tuple(str(part) for part in problem["loc"])
-        found.append((key, _sentence(model, key, problem["type"], problem["msg"])))
+        # A validator of somebody's model may have put the value into its message.
+        found.append((key, mask_url(_sentence(model, key, problem["type"], problem["msg"]))))
     return found
 
 

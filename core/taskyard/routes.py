@@ -44,8 +44,8 @@ def glob_pattern(types: Sequence[str] | None) -> str | None:
     return f"^({'|'.join(parts)})$"
 
 
-#: A bracket's first member may be a ``]``. One that is never closed stands for itself.
-_SYMBOLS = re.compile(r"\[!?+\]?+[^\]]*\]|.", re.DOTALL)
+#: A bracket's first member may be a ``]``. One that is not closed within 200 characters stands for itself.
+_SYMBOLS = re.compile(r"\[!?+\]?+[^\]]{0,200}\]|.", re.DOTALL)
 _MEMBERS = re.compile(r"(.)-(.)|(.)", re.DOTALL)
 _NOTHING = "(?!.)."
 

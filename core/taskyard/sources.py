@@ -23,7 +23,7 @@ from taskyard.tomlfile import read_toml, references, resolve, substitute
 #: TASKYARD_ variables that are no settings: for finding the file, for clients, for what the process plugin starts, and for tests.
 NOT_SETTINGS = ("TASKYARD_CONFIG", "TASKYARD_URL", "TASKYARD_KEY", "TASKYARD_PROFILE", "TASKYARD_TASK_ID", "TASKYARD_ATTEMPT", "TASKYARD_FAILPOINTS")
 #: Kubernetes sets these in every container beside a Service that is named taskyard (or taskyard-web, ...).
-_KUBERNETES = re.compile(r"TASKYARD_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
+_KUBERNETES = re.compile(r"TASKYARD_(\w{1,63}_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d{1,5}_(TCP|UDP|SCTP)\w*)")
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -11,7 +11,8 @@ from typing import Any
 from taskyard.errors import ConfigurationError
 from taskyard.modelinfo import Key
 
-_REFERENCE = re.compile(r"\$\{(env|file):([^}]*)\}")
+#: A name that is longer than any variable's or path's stays as it is written.
+_REFERENCE = re.compile(r"\$\{(env|file):((?:[^}$]|\$(?!\{))*)\}")
 
 
 def read_text(path: Path) -> str:

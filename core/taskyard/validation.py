@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from taskyard.masking import mask_url
 from taskyard.storable import escape_pointer
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
@@ -67,7 +68,8 @@ def _problem(detail: ErrorDetails, sent: Any, known: Iterable[str], prefix: str)
     if detail["type"] == "extra_forbidden":
         hint = nearest(str(detail["loc"][-1]), known) if len(detail["loc"]) == 1 else ""
         return where, f"unknown name.{hint}"
-    return where, detail["msg"]
+    # A validator of somebody's model may have put the value into its message.
+    return where, mask_url(detail["msg"])
 
 
 def _pointer(detail: ErrorDetails, sent: Any) -> str:

@@ -161,6 +161,17 @@ def test_a_printed_time_has_its_offset_and_is_a_time_that_options_take(monkeypat
     assert parse_instant(shown) == datetime(2030, 1, 31, 12, tzinfo=UTC)
 
 
+def test_config_show_masks_known_secrets_anywhere_and_options_that_no_model_has_read(cli: Cli) -> None:
+    (cli.folder / "taskyard.toml").write_text('[plugins.http]\nhook = "https://chat/T1JJ3T3L2"\n[plugins.gone]\nhook = "https://chat/T1JJ3T3L2"\n')
+    environment = {"DATABASE_URL": "postgresql://me:hunter2hunter2@db/jobs", "TASKYARD_API__ROOT_PATH": "/hunter2hunter2"}
+    for run in (cli("config", "show", **environment), cli("config", "show", "--json", **environment)):
+        assert run.returncode == 0
+        assert "hunter2" not in run.stdout
+        assert "T1JJ3T3L2" not in run.stdout
+    shown = json.loads(run.stdout)
+    assert (shown["api"]["root_path"], shown["plugins"]["gone"], shown["plugins"]["disabled"]) == ("/***", {"hook": "***"}, [])
+
+
 def test_a_piped_table_has_no_blanks_at_the_end_of_its_lines(cli: Cli) -> None:
     lines = cli("config", "show", TASKYARD_API__ROOT_PATH="/" + "x" * 300).stdout.splitlines()
     assert [line for line in lines if line != line.rstrip()] == []

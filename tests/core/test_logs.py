@@ -7,12 +7,13 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
 import structlog
-from pydantic import SecretStr
+from pydantic import AnyUrl, BaseModel, HttpUrl, PostgresDsn, RedisDsn, Secret, SecretBytes, SecretStr
 
 from taskyard import logs
 from taskyard.masking import Hidden, mask, secrets_in
@@ -110,6 +111,65 @@ def test_a_secret_url_is_shown_without_its_password_and_a_malformed_one_not_at_a
     assert mask(SecretStr("postgresql://u:hunter2@h/d"), "url") == "postgresql://u:***@h/d"
     assert mask(SecretStr("postgresql://u:hun/ter2@h/d"), "url") == "***"
     assert mask(SecretStr("postgresql://h/d?password=hunter2"), "url") == "postgresql://h/d?password=***"
+
+
+class Inner(NamedTuple):
+    url: str = "https://h/?access_token=hunter2hunter2"
+
+
+@dataclass
+class Held:
+    password: str = "hunter2hunter2"
+    inner: Inner = field(default_factory=Inner)
+
+
+class Options(BaseModel):
+    """Secrets, as options hold them."""
+
+    web: HttpUrl = HttpUrl("https://u:hunter2hunter2@h/x?sig=hunter2hunter2")
+    any: AnyUrl = AnyUrl("ftp://u:hunter2hunter2@h/x#token=hunter2hunter2")
+    dsn: PostgresDsn = PostgresDsn("postgresql://u:hunter2hunter2@h,i/x")
+    cache: RedisDsn | None = RedisDsn("redis://:hunter2hunter2@h/0")
+    bytes_: SecretBytes = SecretBytes(b"hunter2hunter2")
+    pair: Secret[tuple[str, str]] = Secret(("hunter2hunter2", "u"))
+    headers: dict[str, list[str]] = {"X-Api-Key": ["hunter2hunter2"]}
+    login: dict[str, dict[str, str]] = {"credentials": {"of": "hunter2hunter2"}}
+    held: Held = Held()
+    many: list[Held | HttpUrl] = [Held(), HttpUrl("https://h/?api_key=hunter2hunter2")]
+    smtp_pass: str = "hunter2hunter2"
+    conninfo: str = "host=h password='hunter2hunter2' dbname=x"
+    raw: bytes = b"https://u:hunter2hunter2@h"
+    plain: str = "shown"
+    limit_tokens: int = 5
+
+
+def test_secrets_are_masked_by_type_wherever_they_are_held() -> None:
+    masked = mask(Options())
+    assert "hunter2" not in json.dumps(masked)
+    assert (masked["plain"], masked["limit_tokens"]) == ("shown", 5)
+    assert (masked["web"], masked["dsn"], masked["cache"]) == ("https://u:***@h/x?sig=***", "postgresql://u:***@h,i/x", "redis://:***@h:6379/0")
+    assert masked["held"] == {"password": "***", "inner": {"url": "https://h/?access_token=***"}}
+    assert "hunter2" not in json.dumps(mask({"deep": [{"more": (Options(),)}]}))
+
+
+@pytest.mark.parametrize("name", Options.model_fields)
+def test_what_is_masked_by_type_is_known_wherever_it_stands(name: str) -> None:
+    hidden = Hidden()
+    hidden.add(secrets_in({name: getattr(Options(), name)}))
+    expected = "not known" if name in ("plain", "limit_tokens", "conninfo") else "***"
+    assert hidden.clean("hunter2hunter2") == expected.replace("not known", "hunter2hunter2")
+
+
+def test_a_long_text_is_cut_before_it_is_masked_and_the_cut_shows_no_part_of_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LogSettings(format="json"))
+    logs.hide(["a-secret-of-many-letters"])
+    for before in range(logs.MAX_TEXT - 30, logs.MAX_TEXT + 1):
+        text = "x" * before + "a-secret-of-many-letters" + "y" * 10_000
+        structlog.get_logger("mine").info(text, exception=text[::-1].replace("a-secret-of-many-letters"[::-1], "a-secret-of-many-letters"))
+    told = lines(capsys)
+    assert all(len(line["event"]) <= logs.MAX_TEXT + 1 for line in told)
+    assert all(line["event"].endswith("…") and line["exception"].startswith("…") for line in told)
+    assert not any("a-" in line["event"] or "letters" in line["event"] or "a-s" in line["exception"] or "ters" in line["exception"] for line in told)
 
 
 def test_a_chat_services_url_is_a_secret_as_a_whole() -> None:

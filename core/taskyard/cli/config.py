@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 
 from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, write_json, write_table
 from taskyard.errors import ConfigurationError
-from taskyard.masking import MASK, mask
+from taskyard.masking import MASK, SURE, Hidden, mask, mask_url, secrets_in
 from taskyard.modelinfo import Key
 from taskyard.plugins import WAITING, check_routes, check_subscriptions, is_waiting, load_plugins, route_options
 from taskyard.settings import Settings, load_settings, load_with_places
@@ -22,8 +24,7 @@ app = typer.Typer(help="Look at the settings, and check them.", no_args_is_help=
 def show(as_json: AsJson = False) -> None:
     """Show every setting and where it came from; secrets are masked."""
     loaded = load_with_places()
-    masked = mask(loaded.settings)
-    _mask_options(loaded.settings, masked["routes"])
+    masked = _masked(loaded.settings)
     rows = []
     for section, values in masked.items():
         for name, value in values.items() if isinstance(values, dict) else [("", values)]:
@@ -34,21 +35,47 @@ def show(as_json: AsJson = False) -> None:
         write_table(("SETTING", "VALUE", "FROM"), rows, fold=("VALUE", "FROM"))
 
 
-def _mask_options(settings: Settings, routes: list[dict[str, Any]]) -> None:
-    """Mask what each notifier's own model holds as a secret: a chat service's URL is one, whatever its option is called."""
-    if not routes:
-        return
+def _masked(settings: Settings) -> dict[str, Any]:
+    """The settings as they may be shown. Plugins' and routes' options are read by the models of their plugins, which know the secrets among
+    them by type: a chat service's URL is one, whatever its option is called.
+    """
+    hidden = Hidden()
+    hidden.add(_sure(secrets_in(settings)))
+    tables, routes = _read_options(settings) if settings.routes or settings.plugins.options else ({}, [])
+    hidden.add(_sure(secrets_in([tables, routes])))
+    shown = dict(settings)
+    shown["plugins"] = dict(settings.plugins) | {name: _chosen(tables.get(name), table) for name, table in settings.plugins.options.items()}
+    shown["routes"] = [dict(route) | {"options": _chosen(read, route.options)} for route, read in zip(settings.routes, routes, strict=True)]
+    masked: dict[str, Any] = mask(shown, clean=lambda text: hidden.clean(mask_url(text)))
+    return masked
+
+
+def _chosen(read: BaseModel | None, written: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are set, as their model has read them. Where none has, nobody can tell which of them are secrets."""
+    known = {} if read is None else dict(read)
+    return {name: known.get(name, MASK) for name in written}
+
+
+def _read_options(settings: Settings) -> tuple[dict[str, BaseModel], list[BaseModel | None]]:
+    """The tables of plugins by name, and the options of each route, as their models read them; without those that are wrong."""
     keep_plugins_quiet()
     chosen = settings.plugins
-    registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
-    for route, shown in zip(settings.routes, routes, strict=True):
+    try:
+        registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options)
+    except ConfigurationError:
+        return {}, [None] * len(settings.routes)
+    routes: list[BaseModel | None] = []
+    for route in settings.routes:
         try:
-            options = dict(route_options(registry, route))
+            routes.append(route_options(registry, route))
         except ConfigurationError:
-            # Nobody can tell which of them are secrets.
-            shown["options"] = dict.fromkeys(route.options, MASK)
-        else:
-            shown["options"] = {name: mask(options.get(name, MASK), name) for name in route.options}
+            routes.append(None)
+    return {plugin.name: plugin.config for plugin in registry.plugins if plugin.config is not None}, routes
+
+
+def _sure(secrets: Iterable[str]) -> list[str]:
+    """Those that are no common words: the password "taskyard" must not hide the broker's prefix, which is a setting as well."""
+    return [secret for secret in secrets if len(secret) >= SURE]
 
 
 def _place(key: Key, places: dict[Key, str]) -> str:
