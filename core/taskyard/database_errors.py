@@ -69,6 +69,12 @@ def is_outage(error: BaseException) -> bool:
     return _is_of_database(error) and not is_bad_data(error)
 
 
+def was_rolled_back(error: BaseException) -> bool:
+    """Did the server answer that it did not do it? Class 08 and 57P are a connection's end, which tells nothing."""
+    state = sqlstate_of(error)
+    return state is not None and not state.startswith(("08", "57P"))
+
+
 def is_mistake(error: BaseException) -> bool:
     """Is this outage most likely a fault of a statement of ours, or of the schema, rather than of the server?"""
     state = sqlstate_of(error) or ""

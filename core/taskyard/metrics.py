@@ -22,7 +22,7 @@ from typing import Literal
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from taskyard.database_errors import driver_words, sqlstate_of
+from taskyard.database_errors import driver_words, was_rolled_back
 from taskyard.plugins import Registry
 from taskyard.storable import to_json
 from taskyard.tables import TERMINAL
@@ -259,15 +259,9 @@ def flush(connection: Connection, tally: Tally) -> None:
         served = autocommit.execute(_ADD, {"rows": to_json(rows)}).scalars().all()
     except Exception as error:
         # Adding zero twice is harmless.
-        tally.restore(deltas if _is_refusal(error) else dict.fromkeys(deltas, 0.0))
+        tally.restore(deltas if was_rolled_back(error) else dict.fromkeys(deltas, 0.0))
         raise
     tally.learn(served)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Did the server answer that it did not do it? Class 08 and 57P are a connection's end, which tells nothing."""
-    state = sqlstate_of(error)
-    return state is not None and not state.startswith(("08", "57P"))
 
 
 def flush_if_due(engine: Engine, tally: Tally, *, last: bool = False) -> None:

@@ -12,7 +12,8 @@ from taskyard import lifecycle
 from taskyard.metrics import Tally
 from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
-from taskyard_worker.ledger import Finish, Ledger
+from taskyard_worker.ledger import Ledger
+from taskyard_worker.ledger_requests import Finish
 
 NOBODY = cast("asyncio.Future[Any]", None)
 

@@ -17,7 +17,8 @@ from taskyard import lifecycle
 from taskyard.metrics import Tally
 from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
-from taskyard_worker.ledger import Call, Claim, Finish, Ledger, Request
+from taskyard_worker.ledger import Ledger
+from taskyard_worker.ledger_requests import Call, Claim, Finish, Request
 
 NOBODY = cast("asyncio.Future[Any]", None)
 

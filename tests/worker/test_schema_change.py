@@ -37,5 +37,5 @@ def test_tasks_run_on_while_tables_are_altered(own_stack: Stack) -> None:
         run_some()
     logs = {role: stack.log(role) for role in ("worker", "dispatcher")}
     assert all("transaction.repeated" in log for log in logs.values()), "no plan was stale: this proves nothing"
-    for wrong in ("ledger.database_away", "ledger.refused", "dispatcher.waits", "dispatcher.error", "tasks.swept", "not_flushed"):
+    for wrong in ("ledger.not_written", "ledger.refused", "dispatcher.waits", "dispatcher.error", "tasks.swept", "not_flushed"):
         assert not any(wrong in log for log in logs.values()), wrong

@@ -20,6 +20,7 @@ from taskyard.masking import Hidden, secrets_in
 from taskyard.settings import DeliverySettings, Settings
 from taskyard_worker.ending import end_async
 from taskyard_worker.ledger import Ledger
+from taskyard_worker.ledger_requests import FOREVER
 from taskyard_worker.processes import Nursery, Shared
 from taskyard_worker.runs import log_fields
 
@@ -81,13 +82,16 @@ class Deliverer:
         prefetch for ever.
         """
         ids = [int(id_) for id_ in message.ids]
-        rows = await self._claim(ids)
-        if rows:
-            failpoints.hit("delivery.claimed")
-            message.started()
-        results = await asyncio.gather(*(self._send(row) for row in rows))
-        for state in [*results, *["ignored"] * (len(ids) - len(rows))]:
-            message.settle(state)
+        try:
+            rows = await self._claim(ids)
+            if rows:
+                failpoints.hit("delivery.claimed")
+                message.started()
+            results = await asyncio.gather(*(self._send(row) for row in rows))
+            for state in [*results, *["ignored"] * (len(ids) - len(rows))]:
+                message.settle(state)
+        finally:
+            message.settle_all("error")
 
     async def _claim(self, ids: list[int]) -> Sequence[RowMapping]:
         # The lease outlives the try, so that no second sender starts while this one may still be sending.
@@ -150,7 +154,7 @@ class Deliverer:
 
     async def _record(self, tried: Tried) -> Sequence[RowMapping]:
         attempts = self._settings.deliveries.max_attempts
-        rows: Sequence[RowMapping] = await self._ledger.call(lambda connection: deliveries.finish(connection, [tried], attempts), keep=True)
+        rows: Sequence[RowMapping] = await self._ledger.call(lambda connection: deliveries.finish(connection, [tried], attempts), patience=FOREVER)
         return rows
 
     def _count(self, notifier: str, status: str) -> None:

@@ -24,6 +24,7 @@ from taskyard.database_errors import driver_words
 from taskyard.hangs import bound_waits
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
+from taskyard.records import Finished
 from taskyard.settings import Settings
 from taskyard.unclaimed import DELIVERIES
 from taskyard_worker.cancels import Cancels
@@ -152,6 +153,9 @@ class Engine:
         await self._nursery.start()
         self._lease = Lease(self._settings.dispatch.worker_silence)
         self._beat_now = asyncio.Event()
+        # Claimed tasks on their way to the runner, by id: their fences. And what neither it nor the runner knew at the last beat.
+        self._beginning: dict[UUID, int] = {}
+        self._unknown: set[tuple[UUID, int]] = set()
         self._pace = Pace(self._registry.names, self._beat_now.set)
         # Notifiers and observers have a process of their own, which is there once it is needed: none of them can hold up a handler.
         tellers = Shared(self._nursery)
@@ -204,8 +208,20 @@ class Engine:
         self._spawn(self._restart_processes())
 
     async def _restart_processes(self) -> None:
-        await self._nursery.start()
-        await self._runner.start()
+        """Until it works: what is claimed waits for a process, and gets it when there is memory again, say."""
+        pause = 0.0
+        while not await self._processes_started():
+            pause = min(pause + 1.0, 30.0)
+            await asyncio.sleep(pause)
+
+    async def _processes_started(self) -> bool:
+        try:
+            await self._nursery.start()
+            await self._runner.start()
+        except Exception as error:
+            log.error("worker.processes_not_started", error=repr(error), consequence="it is tried again")
+            return False
+        return True
 
     # --- messages ---
 
@@ -233,23 +249,43 @@ class Engine:
         tell(state)
 
     async def _claim(self, lane: Lane, queue: str, offers: list[Offer]) -> None:
-        """Claim for offers that each hold a slot. One may bring other tasks than its own: more urgent ones."""
+        """Claim for offers that each hold a slot. One may bring other tasks than its own: more urgent ones.
+
+        Whatever is raised here, each slot becomes free again and each message is settled.
+        """
         await self._registered.wait()
-        rows = await self._ledger.claim(queue, lane.name, [id_ for offer in offers for id_ in offer.ids])
+        try:
+            rows = await self._ledger.claim(queue, lane.name, [id_ for offer in offers for id_ in offer.ids])
+        except Exception as error:
+            log.warning("claim.refused", queue=queue, lane=lane.name, error=driver_words(error), consequence="the dispatcher sends its tasks again")
+            for offer in offers:
+                offer.message.settle("ignored", len(offer.ids))
+            lane.free_slots(len(offers))
+            return
+        claimed = {row["id"]: row["fence"] for row in rows}
+        self._beginning.update(claimed)
+        try:
+            await self._begin(lane, deal(rows, offers))
+        finally:
+            for id_, fence in claimed.items():
+                if self._beginning.get(id_) == fence:
+                    del self._beginning[id_]
+
+    async def _begin(self, lane: Lane, dealt: list[tuple[Offer, list[RowMapping]]]) -> None:
+        """Have the runner run what was claimed. It calls back once for each run, even for one that it can't begin."""
         # That of the worker that has claimed them: it may have been given up by the time that there is a process for them.
         lease = self._lease
-        dealt = deal(rows, offers)
         for offer, own in dealt:
             if own:
                 offer.message.started()
             offer.message.settle("ignored", len(offer.ids) - len(own))
+        lane.free_slots(sum(not own for _, own in dealt))
         if lane.name == "async":
             await self._run_side_by_side(lane, dealt, lease)
         else:
             for offer, own in dealt:
                 if own:
                     await self._runner.run_in_turn(own, lease, offer.message.settle, partial(lane.free_slots, 1))
-        lane.free_slots(sum(not own for _, own in dealt))
 
     async def _run_side_by_side(self, lane: Lane, dealt: list[tuple[Offer, list[RowMapping]]], lease: Lease) -> None:
         def ended(message: Message, outcome: str) -> None:
@@ -261,10 +297,12 @@ class Engine:
             await self._runner.run_side_by_side(rows, lease, [partial(ended, offer.message) for offer, own in dealt for _ in own])
 
     async def _withdraw(self, offers: list[Offer]) -> None:
-        """Give back what this worker has no room for: others may."""
+        """Give back what this worker has no room for: others may. While the database is away the messages stay here, for nobody could claim them."""
         ids: list[UUID] = [id_ for offer in offers for id_ in offer.ids]
         try:
-            await self._ledger.call(lambda connection: lifecycle.withdraw(connection, ids))
+            await self._ledger.call(lambda connection: lifecycle.withdraw(connection, ids), patience=self._settings.dispatch.sweep_after)
+        except Exception as error:
+            log.warning("withdraw.refused", error=driver_words(error), count=len(ids), consequence="the dispatcher sends its tasks again")
         finally:
             for offer in offers:
                 offer.message.settle("withdrawn", len(offer.ids))
@@ -296,12 +334,23 @@ class Engine:
                 failpoints.hit("beat.committed")
                 for id_ in await self._ledger.call(lambda connection: lifecycle.cancel_requests(connection, self._runner.running_ids())):
                     self._runner.cancel(id_)
+                self._hand_back_unknown()
             except Exception as error:
                 log.warning("worker.beat_failed", error=driver_words(error))
                 await asyncio.sleep(min(1.0, self._settings.worker.heartbeat))
                 continue
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._beat_now.wait(), self._settings.worker.heartbeat)
+
+    def _hand_back_unknown(self) -> None:
+        """Give back claimed tasks that nobody here knows of, at two beats in a row: the answer to a claim may be on its way to who asked."""
+        known = self._runner.running() | self._beginning
+        unknown = {(id_, fence) for id_, fence in self._ledger.held().items() if known.get(id_) != fence}
+        forgotten, self._unknown = unknown & self._unknown, unknown - self._unknown
+        if forgotten:
+            log.error("tasks.forgotten", count=len(forgotten), task_ids=[str(id_) for id_, _ in forgotten][:10], consequence="they go back in line")
+            returned = [Finished(id_, fence, "returned", reason="its worker lost track of it") for id_, fence in forgotten]
+            self._spawn(self._ledger.finish(returned, {}))
 
     async def _register(self) -> None:
         slots = {"sync": self._processes, "async": self._settings.worker.async_slots}

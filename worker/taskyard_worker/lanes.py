@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import structlog
+
 if TYPE_CHECKING:
     from taskyard_worker.engine import Message
+
+log = structlog.get_logger(__name__)
 
 #: Seconds that an offer waits for a slot before it goes back in line, for a worker that has one.
 PATIENCE = 1.0
@@ -93,4 +97,9 @@ class Lane:
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("lane.error", lane=self.name, error=repr(error), exc_info=error)

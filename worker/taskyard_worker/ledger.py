@@ -1,8 +1,8 @@
 """The worker's line to Postgres: one thread, one connection, and shared commits.
 
-Whatever runs ask for while a commit is under way travels together in the next one: claims in one statement a line, finishes
-in one statement, one commit. An idle ledger waits for nobody. While the database is away, what has ended is kept and written
-when it is back.
+Requests that come while a commit is under way travel together in the next one: claims in one statement a line, finishes in one statement,
+one commit. An idle ledger waits for nobody. What PostgreSQL refuses without blaming its data is kept and tried again, however long that takes:
+the end of a run is never dropped.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import structlog
@@ -20,47 +21,24 @@ from sqlalchemy import Connection, Engine, RowMapping
 
 from taskyard import failpoints, lifecycle, metrics, offspring
 from taskyard.channels import announce
-from taskyard.database_errors import driver_words, is_outage
+from taskyard.database_errors import driver_words, is_outage, was_rolled_back
 from taskyard.metrics import Tally
 from taskyard.records import Finished, NewTask
 from taskyard.retrying import transaction
 from taskyard.settings import Settings
+from taskyard_worker.ledger_requests import Call, Claim, Finish, Request, in_loop, refuse
+from taskyard_worker.waiting_requests import WaitingRequests
 
 log = structlog.get_logger(__name__)
 
 
-#: Failures in a row after which a ledger that is to stop does.
-LAST_TRIES = 3
+#: Tries of what is left when a ledger is to stop, and seconds between them.
+LAST_TRIES, LAST_PAUSE = 4, 0.2
+#: Where each request is tried by itself: seconds that this may take, and refusals in a row after which nothing seems to work.
+ONE_BY_ONE, REFUSALS = 1.0, 10
 #: Rows of lifecycle.finish by id and fence.
 Ended = Mapping[tuple[UUID, int], RowMapping]
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """Something to do in the next commit, and where its answer goes."""
-
-    answer: asyncio.Future[Any]
-
-
-@dataclass(eq=False, slots=True)
-class Claim(Request):
-    queue: str
-    lane: str
-    ids: list[UUID]
-
-
-@dataclass(eq=False, slots=True)
-class Finish(Request):
-    finished: Sequence[Finished]
-    children: Mapping[tuple[UUID, int], Sequence[NewTask]]
-
-
-@dataclass(eq=False, slots=True)
-class Call(Request):
-    """Any other statement. ``keep``: it is repeated until the database is back; otherwise an outage is its answer."""
-
-    work: Callable[[Connection], Any]
-    keep: bool = False
+Refused: TypeAlias = dict[Request, Exception]
 
 
 @dataclass(slots=True)
@@ -71,6 +49,7 @@ class Answers:
     claimed: list[RowMapping] = field(default_factory=list)
     submitted: list[RowMapping] = field(default_factory=list)
     finished: list[tuple[Finished, RowMapping | None]] = field(default_factory=list)
+    progressed: bool = False
 
 
 class Ledger:
@@ -82,12 +61,11 @@ class Ledger:
         self._engine = engine
         self._settings = settings
         self._types = list(types)
-        self._pending: list[Request] = []
-        self._wake = threading.Condition()
-        self._stopping = False
+        self._waiting = WaitingRequests()
         # What runs here: the fence by the id.
         self._held: dict[UUID, int] = {}
         self._uncertain = False
+        self._progressed_at = time.monotonic()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
 
     def start(self) -> None:
@@ -99,10 +77,17 @@ class Ledger:
 
         Nothing may run any more. What takes longer than ``timeout`` seconds is left to the reaper.
         """
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self._waiting.stop()
         self._thread.join(timeout)
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last claim or end of a run was committed."""
+        return time.monotonic() - self._progressed_at
+
+    def held(self) -> dict[UUID, int]:
+        """The fence of each task that was claimed here and whose end is not committed."""
+        return dict(self._held)
 
     def begin_anew(self, worker: UUID) -> None:
         """Be another worker from now on: this one was given up, and what it held is others'."""
@@ -110,50 +95,47 @@ class Ledger:
         self._held = {}
 
     async def claim(self, queue: str, lane: str, ids: Sequence[UUID]) -> list[RowMapping]:
-        """See lifecycle.claim."""
-        rows: list[RowMapping] = await self._ask(lambda answer: Claim(answer, queue, lane, list(ids)))
+        """See lifecycle.claim. Raises what PostgreSQL said to a claim that it goes on refusing: others send its tasks again."""
+        patience = self._settings.dispatch.sweep_after
+        rows: list[RowMapping] = await self._ask(lambda answer: Claim(answer, queue, lane, list(ids), patience=patience))
         return rows
 
     async def finish(self, finished: Sequence[Finished], children: Mapping[tuple[UUID, int], Sequence[NewTask]]) -> Ended:
         """See lifecycle.finish; a missing row means that the run was stale. ``children`` of those that succeeded, by id and fence, are
-        submitted in the same commit."""
+        submitted in the same commit. Raises only what blames the data: anything else is tried again until it is written.
+        """
         ended: Ended = await self._ask(lambda answer: Finish(answer, finished, children))
         return ended
 
-    def call(self, work: Callable[[Connection], Any], *, keep: bool = False) -> asyncio.Future[Any]:
-        """Any statement, in the next commit: asked for at once, whoever awaits the answer."""
-        return self._ask(lambda answer: Call(answer, work, keep))
+    def call(self, work: Callable[[Connection], Any], *, patience: float = 0.0) -> asyncio.Future[Any]:
+        """Any statement, in the next commit: asked for at once, whoever awaits the answer. ``patience``: see Request."""
+        return self._ask(lambda answer: Call(answer, work, patience=patience))
 
     def _ask(self, make: Callable[[asyncio.Future[Any]], Request]) -> asyncio.Future[Any]:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        with self._wake:
-            self._pending.append(make(answer))
-            self._wake.notify()
+        self._waiting.add(make(answer))
         return answer
 
     def _work(self) -> None:
-        failures = 0
+        tries = 0
         while batch := self._next():
-            try:
-                self._commit(batch)
-                failures = 0
-                metrics.flush_if_due(self._engine, self.tally)
-            except Exception as error:
-                failures += 1
-                self._keep(batch, error)
-                if self._stopping and failures > LAST_TRIES:
+            refused = self._write(batch)
+            self._keep(batch, refused)
+            if refused and self._waiting.stopping:
+                tries += 1
+                if tries == LAST_TRIES:
+                    log.error("ledger.gives_up", kept=len(self._waiting), consequence="what ran here is given to others once this worker counts as lost")
                     break
-                time.sleep(min(0.05 * 2**failures, 2.0))
+                time.sleep(LAST_PAUSE)
+            elif not refused:
+                metrics.flush_if_due(self._engine, self.tally)
         self._leave()
         metrics.flush_if_due(self._engine, self.tally, last=True)
 
     def _next(self) -> list[Request]:
         """What is to be done in one commit; nothing, if it is time to end."""
-        with self._wake:
-            while not self._pending and not self._stopping:
-                self._wake.wait()
-            batch, self._pending = self._pending, []
-        return [request for request in batch if not (self._stopping and isinstance(request, Claim))]
+        batch = self._waiting.take()
+        return [request for request in batch if not (self._waiting.stopping and isinstance(request, Claim))]
 
     def _leave(self) -> None:
         """The last words, after all others: a claim may have been committed after its slots were gone, or a run's end not been told in time."""
@@ -167,21 +149,43 @@ class Ledger:
             except Exception as error:
                 log.warning("worker.not_forgotten", worker=str(self.worker), error=driver_words(error))
 
-    def _commit(self, batch: list[Request]) -> None:
-        """One transaction for the batch; if a row of it is refused, one for each, so that it harms nobody else."""
+    def _write(self, batch: list[Request]) -> Refused:
+        """One transaction for the batch; if PostgreSQL refuses it, one for each request, so that none harms another.
+
+        Answers the requests that it refused without blaming their data: they are to be kept.
+        """
+        error = self._commit(batch)
+        if error is None:
+            return {}
+        if len(batch) == 1 or (is_outage(error) and not was_rolled_back(error)):
+            return dict.fromkeys(batch, error)
+        untried, refused, until = deque(batch), Refused(), time.monotonic() + ONE_BY_ONE
+        while untried and time.monotonic() < until:
+            if len(refused) == REFUSALS and len(refused) + len(untried) == len(batch):
+                break
+            request = untried.popleft()
+            if alone := self._commit([request]):
+                refused[request] = alone
+        # Those that had no turn come first the next time.
+        return dict.fromkeys(untried, error) | refused
+
+    def _commit(self, batch: list[Request]) -> Exception | None:
+        """One transaction. Answers what it raised, unless it was that of a single request whose data is wrong: that one is answered."""
         try:
             answers = transaction(self._engine, self._perform, batch)
         except Exception as error:
-            if is_outage(error):
-                raise
-            if len(batch) > 1:
-                for request in batch:
-                    self._commit([request])
-                return
-            log.error("ledger.refused", request=type(batch[0]).__name__, error=str(error))
-            _refuse(batch, error)
-            return
+            if not is_outage(error) and len(batch) == 1:
+                log.error("ledger.refused", request=type(batch[0]).__name__, error=driver_words(error))
+                refuse(batch, error)
+                return None
+            if is_outage(error) and not was_rolled_back(error):
+                self._uncertain = True
+            return error
         self._uncertain = False
+        self._committed(batch, answers)
+        return None
+
+    def _committed(self, batch: Iterable[Request], answers: Answers) -> None:
         if answers.claimed:
             failpoints.hit("claim.committed")
         self._held.update({row["id"]: row["fence"] for row in answers.claimed})
@@ -191,6 +195,8 @@ class Ledger:
                     if self._held.get(finished.id) == finished.fence:
                         del self._held[finished.id]
                 failpoints.hit("finish.committed")
+        if answers.progressed:
+            self._progressed_at = time.monotonic()
         self._settle(answers)
 
     def _settle(self, answers: Answers) -> None:
@@ -202,7 +208,7 @@ class Ledger:
                     request.answer.set_result(value)
             self._count(answers)
 
-        _in_loop([request for request, _ in answers.by_request], settle)
+        in_loop([request for request, _ in answers.by_request], settle)
 
     def _count(self, answers: Answers) -> None:
         metrics.count_claimed(self.tally, answers.claimed)
@@ -254,12 +260,14 @@ class Ledger:
                 log.warning("write.stale", task_id=str(finished.id), fence=finished.fence, outcome=finished.outcome)
             answers.finished.append((finished, row))
         answers.by_request += [(request, rows) for request in requests]
+        answers.progressed = True
 
     def _claim(self, connection: Connection, queue: str, lane: str, claims: list[Claim], answers: Answers) -> None:
         ids = list(dict.fromkeys(id_ for claim in claims for id_ in claim.ids))
         rows = lifecycle.claim(connection, self.worker, queue, lane, ids, self._types, self._settings.dispatch.park_delay)
         running = [row for row in rows if row["status"] == "running"]
         answers.claimed += running
+        answers.progressed = answers.progressed or bool(rows)
         for row in rows:
             if row["unknown"]:
                 log.warning("task.parked", task_id=str(row["id"]), type=row["type"], attempt=row["attempt"], fence=row["fence"])
@@ -275,29 +283,19 @@ class Ledger:
             rows = lifecycle.finish(connection, strays, self._settings.dispatch.max_lost)
             announce(connection, {(row["queue"], row["lane"]) for row in rows})
 
-    def _keep(self, batch: list[Request], error: Exception) -> None:
-        """The database is away: keep claims and finishes and what else must be written, answer the rest."""
-        self._uncertain = True
-        kept = [request for request in batch if not isinstance(request, Call) or request.keep]
-        log.warning("ledger.database_away", error=driver_words(error), kept=len(kept))
-        _refuse([request for request in batch if isinstance(request, Call) and not request.keep], error)
-        with self._wake:
-            self._pending = kept + self._pending
+    def _keep(self, batch: Sequence[Request], refused: Refused) -> None:
+        """Keep what PostgreSQL refused for another try, and answer those requests whose patience is at its end."""
+        failures = self._waiting.failures
+        for request in self._waiting.tried(batch, refused):
+            refuse([request], refused[request])
+        if not refused:
+            if failures and not self._waiting.failures:
+                log.info("ledger.written_again", after_tries=failures)
+        elif _is_power_of_two(self._waiting.failures):
+            # At the first try, and ever more seldom: the outage may be long.
+            words = driver_words(next(iter(refused.values())))
+            log.warning("ledger.not_written", error=words, kept=len(self._waiting), written=len(batch) - len(refused), tries=self._waiting.failures)
 
 
-def _refuse(requests: Sequence[Request], error: Exception) -> None:
-    def refuse() -> None:
-        for request in requests:
-            if not request.answer.done():
-                request.answer.set_exception(error)
-
-    _in_loop(requests, refuse)
-
-
-def _in_loop(requests: Sequence[Request], work: Callable[[], None]) -> None:
-    """All requests come from one loop, which is woken once. It may be gone by now: then nobody waits."""
-    if requests:
-        try:
-            requests[0].answer.get_loop().call_soon_threadsafe(work)
-        except RuntimeError:
-            log.debug("ledger.loop_closed")
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from taskyard import metrics, tasklogs
 from taskyard.database_errors import driver_words
 from taskyard_worker.ledger import Ledger
+from taskyard_worker.ledger_requests import FOREVER
 from taskyard_worker.loglines import Message, Rings
 
 log = structlog.get_logger(__name__)
@@ -67,7 +68,7 @@ class Logbook:
         size = sum(map(len, rows))
         self._under_way += size
         self._rings.most -= size
-        written = self._ledger.call(partial(tasklogs.write, rows=f"[{','.join(rows)}]"), keep=True)
+        written = self._ledger.call(partial(tasklogs.write, rows=f"[{','.join(rows)}]"), patience=FOREVER)
         written.add_done_callback(partial(self._written, size, len(rows)))
 
     def _written(self, size: int, runs: int, written: asyncio.Future[list[UUID]]) -> None:

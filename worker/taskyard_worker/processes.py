@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at what a process has reported that has more to do.
 REST = 0.002
+#: Seconds before a fork that the system refused is tried again.
+FORK_PAUSE = 1.0
 
 
 class Work(Protocol):
@@ -213,26 +215,38 @@ class Nursery:
         self._channel = ours
         reader, self._writer = await asyncio.open_connection(sock=ours)
         if await wire.read(reader) is None:
+            self._writer.close()
             raise RuntimeError("The process that loads the plugins ended at its start; its messages are above.")
         self._listening = asyncio.create_task(self._listen(reader))
         self._up.set()
 
     async def fork(self, kind: str) -> Child:
-        """A new child: ``sync`` or ``async``. Where the zygote is lost, the next one's: whoever asks has claimed tasks to run."""
+        """A new child: ``sync`` or ``async``. Where the zygote is lost, the next one's: whoever asks has claimed tasks to run.
+
+        While the system has no process, memory or descriptor to spare, it is tried again.
+        """
         while True:
             await self._up.wait()
-            with suppress(ConnectionError):
+            try:
                 return await self._fork(kind)
-            self._up.clear()
+            except ConnectionError:
+                self._up.clear()
+            except OSError as error:
+                log.error("child.not_forked", error=str(error), seconds=FORK_PAUSE, consequence="what is claimed waits, and it is tried again")
+                await asyncio.sleep(FORK_PAUSE)
 
     async def _fork(self, kind: str) -> Child:
         assert self._channel is not None
         ours, theirs = socket.socketpair()
-        forked = asyncio.get_running_loop().create_future()
-        self._forks.append(forked)
-        socket.send_fds(self._channel, [b"a" if kind == "async" else b"s"], [theirs.fileno()])
-        theirs.close()
-        pid = await forked
+        forked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        try:
+            with theirs:
+                socket.send_fds(self._channel, [b"a" if kind == "async" else b"s"], [theirs.fileno()])
+            self._forks.append(forked)
+            pid = await forked
+        except BaseException:
+            ours.close()
+            raise
         child = Child(pid, kind)
         await child.connect(ours)
         self._children.add(child)
@@ -242,6 +256,8 @@ class Nursery:
         while (message := await wire.read(reader)) is not None:
             if "forked" in message:
                 self._forks.popleft().set_result(message["forked"])
+            elif "unforked" in message:
+                self._forks.popleft().set_exception(OSError(message["unforked"]))
             else:
                 self._children = {child for child in self._children if child.pid != message["exited"]}
                 log.debug("child.exited", **message)

@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two writes of progress.
 PROGRESS_EVERY = 0.25
+#: Seconds before an end that PostgreSQL refuses in every form is tried again.
+UNRECORDED_PAUSE = 10.0
 #: A claimed task, and whom to tell how its run ended.
 Claimed = tuple[RowMapping, Callable[[str], None]]
 #: Cancel requests for tasks that do not run here, of which the latest are remembered for a moment.
@@ -122,10 +124,17 @@ class Runner:
                 ended("stale")
             child.end_if_idle()
             return
-        units = self._units(child, lease, pairs)
-        self.send(child, units)
-        for unit in units:
-            unit.arm()
+        pairs = list(pairs)
+        try:
+            units = self._units(child, lease, pairs)
+            self.send(child, units)
+            for unit in units:
+                unit.arm()
+        except Exception as error:
+            self._not_begun(child, [row for row, _ in pairs], error)
+            for _, ended in pairs:
+                ended("error")
+            return
         self._heed_early_cancels(units)
 
     async def run_in_turn(self, rows: Sequence[RowMapping], lease: Lease, on_ended: Callable[[str], None], on_over: Callable[[], None]) -> None:
@@ -137,11 +146,31 @@ class Runner:
                 on_ended("stale")
             on_over()
             return
-        series = Series(child, deque(self._units(child, lease, [(row, on_ended) for row in rows])), partial(self._recycle, on_over))
-        for unit in series.units:
-            unit.series = series
+        try:
+            series = Series(child, deque(self._units(child, lease, [(row, on_ended) for row in rows])), partial(self._recycle, on_over))
+            for unit in series.units:
+                unit.series = series
+            series.begin()
+        except Exception as error:
+            self._not_begun(child, rows, error)
+            for _ in rows:
+                on_ended("error")
+            on_over()
+            return
         self._heed_early_cancels(series.units)
-        series.begin()
+
+    def _not_begun(self, child: Child, rows: Sequence[RowMapping], error: Exception) -> None:
+        """Forget what could not be handed to a child, whose state nobody knows now. Their claims are given back at a later beat."""
+        log.error("tasks.not_begun", error=repr(error), task_ids=[str(row["id"]) for row in rows][:10], exc_info=error)
+        for row in rows:
+            run = self._runs.get(row["id"])
+            if run is not None and run.fence == row["fence"]:
+                unit = run.together or run
+                if unit.timer is not None:
+                    unit.timer.cancel()
+                child.forget(unit.key)
+                self._forget(run)
+        child.retire()
 
     def send(self, child: Child, units: Iterable[Unit]) -> None:
         """Have a child run them, or nobody, if the time for that is over: they were claimed too late."""
@@ -235,13 +264,13 @@ class Runner:
                 self._forget(run)
 
     async def _record(self, over: list[tuple[Run, Report]]) -> None:
-        finished = [decide(run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason) for run, report in over]
-        if last := {key: self._progress.pop(key) for run, _ in over if (key := (run.id, run.fence)) in self._progress}:
-            await self._write_progress(last)
-        self._logbook.write_last((run.id, run.fence) for run, _ in over)
-        children = {(run.id, run.fence): [_new_task(child) for child in report["children"]] for run, report in over if report and report.get("children")}
         try:
-            rows = await self._finish(finished, children)
+            if last := {key: self._progress.pop(key) for run, _ in over if (key := (run.id, run.fence)) in self._progress}:
+                await self._write_progress(last)
+            self._logbook.write_last((run.id, run.fence) for run, _ in over)
+            endings = [_ending(run, report) for run, report in over]
+            children = {(finished.id, finished.fence): submitted for finished, submitted in endings if submitted}
+            rows = await self._finish([finished for finished, _ in endings], children)
         finally:
             for run, _ in over:
                 self._forget(run)
@@ -257,18 +286,27 @@ class Runner:
                     await self._tell_observers(run, row)
 
     async def _finish(self, finished: list[Finished], children: dict[tuple[UUID, int], list[NewTask]]) -> Ended:
+        """Have ends recorded. Of those whose data PostgreSQL refuses, what it can take: the run must end all the same."""
         try:
             return await self._ledger.finish(finished, children)
         except Exception as error:
-            # Postgres refused a row. All runs must end all the same, that one with what it can take.
-            if len(finished) > 1:
-                rows: dict[tuple[UUID, int], RowMapping] = {}
-                for one in finished:
-                    rows |= await self._finish([one], children)
-                return rows
-            message = f"PostgreSQL refused what this run left: {type(error).__name__}"
-            plain = Finished(finished[0].id, finished[0].fence, "failed", error={"code": "unstorable", "message": message})
-            return await self._ledger.finish([plain], {})
+            if len(finished) == 1:
+                return await self._finish_as_unstorable(finished[0], error)
+        rows: dict[tuple[UUID, int], RowMapping] = {}
+        for one in finished:
+            rows |= await self._finish([one], children)
+        return rows
+
+    async def _finish_as_unstorable(self, finished: Finished, error: Exception) -> Ended:
+        message = f"PostgreSQL refused what this run left: {type(error).__name__}"
+        plain = Finished(finished.id, finished.fence, "failed", error={"code": "unstorable", "message": message})
+        while True:
+            try:
+                return await self._ledger.finish([plain], {})
+            except Exception as worse:
+                # A constraint or a trigger that is not ours, perhaps. It is tried until the task is no longer this run's.
+                log.error("run.not_recorded", task_id=str(plain.id), fence=plain.fence, error=driver_words(worse), seconds=UNRECORDED_PAUSE)
+                await asyncio.sleep(UNRECORDED_PAUSE)
 
     # --- what runs say, and are told ---
 
@@ -307,6 +345,15 @@ class Runner:
     def running_ids(self) -> list[UUID]:
         """The tasks that run here."""
         return list(self._runs)
+
+    def running(self) -> dict[UUID, int]:
+        """The fences of the tasks that run here, or whose end is being recorded."""
+        return {run.id: run.fence for run in self._runs.values()}
+
+    def busy(self) -> dict[str, int]:
+        """How many slots of each lane are taken by runs: a series of runs takes one."""
+        series = [(run.together or run).series for run in self._runs.values()]
+        return {"sync": len({id(one) for one in series if one is not None}), "async": series.count(None)}
 
     def cancel(self, id_: UUID) -> None:
         """Ask a running task to stop. An id that does not run here may be one whose claim's answer is still on its way."""
@@ -371,6 +418,16 @@ class Runner:
             del self._runs[run.id]
         if not self._runs:
             self._empty.set()
+
+
+def _ending(run: Run, report: Report) -> tuple[Finished, list[NewTask]]:
+    """How a run ended, and the tasks that it has submitted."""
+    try:
+        finished = decide(run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason)
+        return finished, [_new_task(child) for child in (report or {}).get("children") or ()]
+    except Exception:
+        log.exception("run.report_unreadable", task_id=str(run.id), fence=run.fence)
+        return Finished(run.id, run.fence, "lost", error={"message": "Its process reported something that its worker can't read."}), []
 
 
 def _new_task(text: str) -> NewTask:

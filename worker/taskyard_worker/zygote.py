@@ -59,7 +59,14 @@ def _serve(channel: socket.socket, children: set[int], settings: Settings, regis
     if not kind:
         return False
     descriptor = descriptors[0]
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        # No process or memory to spare. Its end would be the end of all its children.
+        os.close(descriptor)
+        with suppress(ConnectionError):
+            channel.sendall(wire.pack({"unforked": str(error)}))
+        return True
     if pid == 0:
         signal.set_wakeup_fd(-1)
         channel.close()
