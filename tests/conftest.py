@@ -63,8 +63,48 @@ LONGEST = (
 )
 
 
+#: Files that `make test` leaves out: they run whole systems through outages, or try thousands of sequences. A single test is marked ``slow``.
+SLOW = {
+    "test_api_outages.py",
+    "test_bad_notifiers.py",
+    "test_bad_receivers.py",
+    "test_batches.py",
+    "test_broken_plugins.py",
+    "test_broker_limits.py",
+    "test_causes_in_logs.py",
+    "test_chaos.py",
+    "test_claims_of_sleepers.py",
+    "test_compose_runs.py",
+    "test_crowds.py",
+    "test_first_plugin.py",
+    "test_ground.py",
+    "test_harness.py",
+    "test_machine.py",
+    "test_machine_finds.py",
+    "test_outages.py",
+    "test_promises.py",
+    "test_quiet_nights.py",
+    "test_reload.py",
+    "test_role_logs.py",
+    "test_rolling_upgrade.py",
+    "test_schemathesis.py",
+    "test_stops.py",
+    "test_thousand_races.py",
+    "test_travelling_together.py",
+    "test_up.py",
+    "test_version_change.py",
+    "test_workers.py",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rest", action="store_true", help="run only the tests that `make test` leaves out")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.name in SLOW:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)
