@@ -14,6 +14,7 @@ from taskyard.keys import Caller
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
 from taskyard.queries import TaskFilters
+from taskyard.queue_names import AllowedQueues
 from taskyard.settings import Settings
 from taskyard_api.announcer import Announcer
 from taskyard_api.database import Database
@@ -82,6 +83,10 @@ class Service:
             return done
 
         return await self.write(noted)
+
+    def queues_of(self, namespace: str) -> AllowedQueues | None:
+        """The queues that submissions of a namespace may name; None: any."""
+        return AllowedQueues.of(self.settings.quotas.of(namespace).queues, self.declared_queues)
 
     def widened(self, filters: TaskFilters) -> TaskFilters:
         """The same filters; a type finds what was stored under its older names too."""

@@ -147,6 +147,9 @@ class Quota(Section):
     submissions_per_second: float | None = Field(None, gt=0, le=1_000_000, description="Tasks that it submits a second; each of a batch counts.")
     live_tasks: Amount = Field(None, description="Its tasks that have not ended.")
     payload_bytes: Amount = Field(None, description="Bytes of JSON of one task's payload.")
+    queues: tuple[str, ...] | None = Field(
+        None, description="Queues that its submissions may name, as globs such as report-*; `default` and those of installed handlers always may. Unset: any."
+    )
 
 
 class QuotaSettings(Quota):

@@ -15,6 +15,7 @@ from taskyard import storable, subscriptions
 from taskyard.errors import InvalidInput, UnknownTaskType
 from taskyard.handlers import MAX_DELAY, QUEUE_PATTERN, Handler
 from taskyard.plugins import Registry
+from taskyard.queue_names import AllowedQueues
 from taskyard.records import NewTask
 from taskyard.storable import find_unstorable
 from taskyard.subscriptions import Notify
@@ -89,11 +90,13 @@ def prepare(
     id: UUID | None = None,
     parent_id: UUID | None = None,
     notifiers: Collection[str] = (),
+    queues: AllowedQueues | None = None,
 ) -> NewTask:
     """Validate one task and fill in its handler's defaults. ``fields`` holds JSON values, as in "Task in".
 
     The payload is checked against the handler's model, as strictly as its JSON Schema says (a "1" is no number), and kept as it was sent: a
-    handler's next version may read more of it than this one. ``notifiers`` are those that ``notify`` may name.
+    handler's next version may read more of it than this one. ``notifiers`` are those that ``notify`` may name, ``queues`` those that ``queue`` may
+    (None: any).
 
     Raises:
         UnknownTaskType: no installed plugin brings the type; carries near matches.
@@ -114,13 +117,21 @@ def prepare(
         problems += _payload_problems(handler, sent["payload"])
     if task is not None and task.notify:
         problems += subscriptions.problems(registry, notifiers, task.notify)
+    if task is not None and task.queue is not None and queues is not None and (refused := queues.problem(task.queue)):
+        problems.append(("/queue", refused))
     if problems or task is None or handler is None:
         raise InvalidInput("The task is not as expected.", problems)
     return _with_defaults(task, handler, namespace, id or uuid7.uuid7(), parent_id)
 
 
 def prepare_all(
-    registry: Registry, sent: Sequence[Any], *, namespace: str = "default", at: str = "/tasks", notifiers: Collection[str] = ()
+    registry: Registry,
+    sent: Sequence[Any],
+    *,
+    namespace: str = "default",
+    at: str = "/tasks",
+    notifiers: Collection[str] = (),
+    queues: AllowedQueues | None = None,
 ) -> Iterator[NewTask]:
     """Validate many tasks, one at each step. If any is wrong, the end is an error that points to what is wrong in all of them.
 
@@ -134,7 +145,7 @@ def prepare_all(
         try:
             if not isinstance(fields, dict):
                 raise InvalidInput(problems=[("", "expected a JSON object")])
-            task = prepare(registry, fields, namespace=namespace, notifiers=notifiers)
+            task = prepare(registry, fields, namespace=namespace, notifiers=notifiers, queues=queues)
             if task.unique_key is not None and (holder := holders.setdefault(task.unique_key, index)) != index:
                 raise InvalidInput(problems=[("/unique_key", f"{at}/{holder} has the same")])
         except InvalidInput as error:

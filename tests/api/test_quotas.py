@@ -160,3 +160,23 @@ def test_a_namespaces_table_sets_what_it_names_and_keeps_the_rest(tmp_path: Any,
     with pytest.raises(ValidationError):
         QuotaSettings(live_tasks=0)
     assert json.loads(found.model_dump_json())["namespaces"]["reports"]["live_tasks"] == 5
+
+
+async def test_only_allowed_queues_may_be_named_and_those_of_handlers_always_may(api_settings: Settings, registry: Registry) -> None:
+    async with served(api_settings, registry, queues=("report-*", "bulk")) as (client,):
+        for queue in ("report-7", "bulk", "default", "io"):
+            assert (await client.post("/tasks", json=TASK | {"queue": queue})).status_code == 201, queue
+        assert (await client.post("/tasks", json=TASK)).status_code == 201
+        refused = await client.post("/tasks", json=TASK | {"queue": "bulk2"})
+        assert (refused.status_code, slug(refused)) == (422, "invalid-request")
+        assert refused.json()["errors"] == [{"pointer": "/queue", "detail": "not a queue that this namespace may use. Did you mean 'bulk'?"}]
+        checked = await client.post("/tasks?validate_only=true", json=TASK | {"queue": "report"})
+        assert (checked.status_code, checked.json()["errors"][0]["pointer"]) == (422, "/queue")
+        batch = await client.post("/tasks/batch", json={"tasks": [TASK, TASK | {"queue": "tenant-1"}, TASK | {"queue": "tenant-2"}]})
+        assert [problem["pointer"] for problem in batch.json()["errors"]] == ["/tasks/1/queue", "/tasks/2/queue"]
+        assert {item["name"] for item in (await client.get("/queues")).json()["items"]} == {"bulk", "default", "io", "report-7"}
+
+
+def test_a_namespace_may_have_queues_of_its_own_or_none_but_those_of_handlers() -> None:
+    settings = QuotaSettings(queues=("a-*",), namespaces={"reports": Quota(queues=("r-*",)), "plain": Quota(queues=()), "other": Quota(live_tasks=1)})
+    assert [settings.of(namespace).queues for namespace in ("any", "reports", "plain", "other")] == [("a-*",), ("r-*",), (), ("a-*",)]

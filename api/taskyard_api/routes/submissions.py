@@ -66,7 +66,7 @@ async def submit_task(request: Request) -> Response:
     sent = await json_object(request)
     key = _key("submit_task", options, namespace, sent)
     try:
-        new = prepare(service.registry, sent, namespace=namespace, notifiers=service.settings.deliveries.subscriptions)
+        new = prepare(service.registry, sent, namespace=namespace, notifiers=service.settings.deliveries.subscriptions, queues=service.queues_of(namespace))
         if options.validate_only:
             await _refuse_conflicts(service, namespace, [new])
             return _json(valid_task(new), 200)
@@ -106,7 +106,8 @@ async def submit_tasks(request: Request) -> Response:
     sent = await json_object(request)
     key = _key("submit_tasks", options, namespace, sent)
     try:
-        new = await _unhurried(prepare_all(service.registry, batch_of(sent), namespace=namespace, notifiers=service.settings.deliveries.subscriptions))
+        notifiers, queues = service.settings.deliveries.subscriptions, service.queues_of(namespace)
+        new = await _unhurried(prepare_all(service.registry, batch_of(sent), namespace=namespace, notifiers=notifiers, queues=queues))
         if options.validate_only:
             await _refuse_conflicts(service, namespace, new)
             return _json({"items": list(map(valid_task, new))}, 200)
