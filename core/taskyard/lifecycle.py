@@ -35,7 +35,7 @@ import pydantic_core
 from sqlalchemy import Connection, RowMapping, TextClause, text
 from sqlalchemy.exc import IntegrityError
 
-from taskyard import system
+from taskyard import broker_queues, system
 from taskyard.channels import ENDED, announce
 from taskyard.errors import IllegalTransition, NotFound, UniqueConflict, VersionConflict
 from taskyard.records import LANES, Finished, NewTask
@@ -345,6 +345,7 @@ def register_worker(connection: Connection, worker: UUID, name: str, queues: Seq
         ),
         {"id": worker, "name": name, "queues": list(queues), "slots": to_json(dict(slots))},
     )
+    broker_queues.note_served(connection, queues)
     announce(connection, [(queue, lane) for queue in queues for lane in LANES])
 
 

@@ -49,6 +49,9 @@ class BrokerSettings(Section):
     )
     prefix: QueueName = Field("taskyard", description="First part of every broker queue's name; two installations on one broker need two.")
     confirm_timeout: Seconds = Field(5.0, description="Seconds to wait for the broker's answer, such as its confirmation of a message.")
+    unused_after: Seconds = Field(
+        600.0, description="Seconds after which a broker queue that no worker serves, and in which no task waits, is deleted from the broker."
+    )
     settle_after: Seconds = Field(
         600.0, description="Seconds after which the message of a task that still runs is acknowledged: less than RabbitMQ's consumer_timeout (30 minutes)."
     )

@@ -36,7 +36,7 @@ from taskyard.statuses import LIVE as LIVE
 from taskyard.statuses import TERMINAL as TERMINAL
 
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
-SCHEMA_REVISION = "0011"
+SCHEMA_REVISION = "0012"
 
 IN_LINE = ("pending", "queued", "running")
 DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
@@ -196,6 +196,14 @@ queues = Table(
     Column("name", Text, primary_key=True),
     _time("paused_at"),
     _time("created_at", nullable=False, server_default=func.now()),
+)
+
+# Queues that a worker has served, and which the broker therefore has; and since when no worker serves them and no task is in line.
+broker_queues = Table(
+    "broker_queues",
+    metadata,
+    Column("queue", Text, primary_key=True),
+    _time("unused_since"),
 )
 
 routes = Table(

@@ -20,7 +20,7 @@ from taskyard.channels import announce
 from taskyard.dispatch import dispatcher, look
 from taskyard.dispatch.app import broker_queue, broker_url, create_celery, delivery_queue, is_amqp
 from taskyard.dispatch.dispatcher import Dispatcher
-from taskyard.dispatch.publisher import Publisher, QueueSilent
+from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused, QueueSilent
 from taskyard.settings import Route, Settings
 from tests.broker import forget
 from tests.ground import depth
@@ -344,6 +344,73 @@ def test_a_thousand_invented_queues_cost_the_dispatch_of_others_nothing(yard: Ya
         until(yard.all_queued([later]))
     assert yard.publishers[0].lines == {("default", "sync")}
     assert yard.life.column("SELECT DISTINCT status FROM tasks WHERE namespace = 'noisy'") == ["pending"]
+
+
+def test_the_brokers_queues_go_away_once_no_worker_serves_them_and_no_task_is_in_line(yard: Yard) -> None:
+    # As the settings are frozen: a copy with its own patience.
+    yard.settings = yard.settings.model_copy(update={"broker": yard.settings.broker.model_copy(update={"unused_after": 0.2})})
+    worker = yard.life.worker("gone", silent=-3600, queues=["nobodys", "io"])
+    task = yard.life.submit(queue="nobodys")
+    with yard.dispatcher():
+        until(yard.all_queued([task]))
+        yard.life.execute("DELETE FROM workers WHERE id = :id", id=worker)
+        served = yard.life.submit(queue="io")
+        until(yard.all_queued([served]))
+        until(lambda: yard.depth_of_any("nobodys", "async") is None or yard.depth_of_any("nobodys", "sync") == 1)
+        assert yard.depth_of_any("nobodys", "sync") == 1, "a task is in line there"
+        yard.life.person("cancel", task)
+        until(lambda: yard.life.column("SELECT queue FROM broker_queues ORDER BY queue") == ["default", "io"])
+        assert yard.depth_of_any("nobodys", "sync") is None, "its message was of a task that has ended"
+        yard.life.worker("back", silent=-3600, queues=["nobodys"])
+        again = yard.life.submit(queue="nobodys")
+        until(yard.all_queued([again]))
+    assert yard.take("nobodys") == ids([again])
+    assert yard.depth_of_any("io", "sync") == 1
+
+
+def test_a_queue_that_somebody_consumes_from_is_not_deleted(yard: Yard) -> None:
+    if not is_amqp(yard.settings.broker):
+        pytest.skip("Redis knows no consumers")
+    publisher = Publisher(create_celery(yard.settings), yard.settings.broker)
+    publisher.depth("io", "sync")
+    with yard.connection.channel() as channel:
+        tag = channel.basic_consume(broker_queue(yard.settings.broker, "io", "sync").name)
+        assert not publisher.remove("io", "sync")
+        channel.basic_cancel(tag)
+        until(lambda: publisher.remove("io", "sync"))
+    assert yard.depth_of_any("io", "sync") is None
+    assert publisher.remove("io", "sync"), "it is gone already"
+    assert publisher.depth("io", "sync") == 0, "and declared anew where it is needed"
+    publisher.close()
+
+
+def test_a_refused_queue_is_named_with_what_differs_and_works_again_once_it_is_mended(yard: Yard) -> None:
+    if not is_amqp(yard.settings.broker):
+        pytest.skip("Redis refuses nothing")
+    refused = broker_queue(yard.settings.broker, "default", "sync").name
+    with yard.connection.channel() as channel:
+        channel.queue_declare(refused, durable=True, auto_delete=False, arguments={"x-max-priority": 10})
+    publisher = Publisher(create_celery(yard.settings), yard.settings.broker)
+    publisher.depth("io", "sync")
+    with pytest.raises(QueueRefused, match=rf"queue {refused}: PRECONDITION_FAILED - inequivalent arg 'x-[a-z-]+' for queue .*delete it"):
+        publisher.depth("default", "sync")
+    assert publisher.connected, "the connection is good for the other queues"
+    publisher.close()
+    stuck = yard.life.submit()
+    with yard.dispatcher():
+        until(lambda: yard.life.status(stuck) == "pending" and yard.publishers[0].asked > 0)
+        yard.delete_queue("default", "sync")
+        until(yard.all_queued([stuck]))
+
+
+def test_a_wrong_password_is_told_as_such_and_not_as_a_queues_fault(yard: Yard) -> None:
+    if not is_amqp(yard.settings.broker):
+        pytest.skip("the embedded broker has no password")
+    wrong = yard.settings.broker.model_copy(update={"url": SecretStr("amqp://guest:wrong@127.0.0.1:5672//")})
+    publisher = Publisher(create_celery(yard.settings.model_copy(update={"broker": wrong})), wrong)
+    with pytest.raises(BrokerAway, match=r"ACCESS_REFUSED.*Correct the user and password") as raised:
+        publisher.depth("default", "sync")
+    assert not isinstance(raised.value, QueueRefused)
 
 
 def test_notifications_have_a_window_too_and_routes_come_from_the_settings(yard: Yard) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from taskyard import deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
+from taskyard import broker_queues, deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
+from taskyard.backoff import Backoff
 from taskyard.channels import READY
 from taskyard.database_errors import driver_words, is_mistake, is_outage
 from taskyard.deliveries import Due
@@ -28,20 +29,23 @@ from taskyard.dispatch.gathering import Gathering
 from taskyard.dispatch.look import Outlook, lines, look, served_queues, workers
 from taskyard.dispatch.presence import Presence
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
+from taskyard.dispatch.refusals import RefusedQueues
 from taskyard.dispatch.window import Window
 from taskyard.lifecycle import Hint
 from taskyard.listener import Listener
 from taskyard.metrics import Tally
+from taskyard.records import LANES
 from taskyard.retrying import transaction
 from taskyard.routes import sync_routes
 from taskyard.settings import Settings
+from taskyard.unclaimed import DELIVERIES
 
 log = structlog.get_logger(__name__)
 
 #: A queued row this many sweeps old is sent again even while the broker's queue is not empty.
 PATIENCE = 10
-#: Seconds until a queue that took no messages is tried again.
-REFUSED_WAIT = 5.0
+#: Seconds until an absent broker is tried again, at first and at most.
+AWAY = (0.4, 5.0)
 #: Rows that one commit of a chore moves, and commits of it a tick. More would hold up the dispatch; the next tick comes at once.
 BATCH, BATCHES = 1000, 20
 #: Ended tasks that one commit deletes, and seconds that a tick spends on them at most: dispatch waits meanwhile.
@@ -51,6 +55,8 @@ PURGE_TIMEOUT = text("SET LOCAL statement_timeout = '2s'")
 PURGE_EVERY, PURGE_AGAIN = 10.0, 0.25
 #: Seconds between two looks for stalled queues and failed plugins.
 LOOK_EVERY = 5.0
+#: Seconds between two looks for unused queues of the broker, and queues that one look deletes at most.
+TIDY_EVERY, TIDY_BATCH = 60.0, 20
 #: Ticks for which deliveries are looked at often after one was found that waits for another.
 CHAINED_FOR = 2
 #: Full windows are looked at again so many times a tick: more often while workers empty them in between.
@@ -88,11 +94,12 @@ class Dispatcher:
         self._wake_in, self._wake_out = socket.socketpair()
         self._presence = Presence(engine, publisher)
         self._broker_back_at = 0.0
-        self._broker_failures = 0
+        self._broker_backoff = Backoff(*AWAY)
+        self._refused = RefusedQueues()
         self._plugins = plugins or {}
-        self._deliveries_back_at = 0.0
         self._chained_until = 0.0
         self._look_at = 0.0
+        self._tidy_at = 0.0
         self._steady_since = float("inf")
         self._behind = False
         self._purge_at = 0.0
@@ -231,6 +238,7 @@ class Dispatcher:
         self._behind = expired or promoted
         self._purge()
         self._tell_operators()
+        self._delete_unused_queues()
         return outlook
 
     def _look_and_reap(self, connection: Connection) -> tuple[Outlook, Sequence[RowMapping]]:
@@ -252,6 +260,28 @@ class Dispatcher:
         news = transaction(self._engine, system.look, self._settings.dispatch.stalled_after)
         for one in news:
             log.warning(one.event, **one.data)
+
+    def _delete_unused_queues(self) -> None:
+        """Delete some of the broker's queues that nobody has needed for a while. What the broker refuses, or is away for, is tried again later."""
+        now, unused_after = time.monotonic(), self._settings.broker.unused_after
+        if now < max(self._tidy_at, self._broker_back_at):
+            return
+        self._tidy_at = now + min(TIDY_EVERY, unused_after / 2)
+        with self._engine.begin() as connection:
+            broker_queues.mark_unused(connection)
+            unused = broker_queues.unused(connection, unused_after, TIDY_BATCH)
+        for queue in unused:
+            try:
+                gone = [self._publisher.remove(queue, lane) for lane in LANES]
+            except BrokerAway as error:
+                log.info("dispatcher.queue_not_deleted", queue=queue, error=str(error))
+                return
+            if all(gone):
+                with self._engine.begin() as connection:
+                    broker_queues.forget(connection, queue)
+                log.info("dispatcher.queue_deleted", queue=queue, unused_seconds=unused_after)
+        if len(unused) == TIDY_BATCH:
+            self._tidy_at = now
 
     def _purge(self) -> None:
         """Forget a batch of the idempotency keys whose time has passed, and tasks that are kept no longer."""
@@ -315,7 +345,7 @@ class Dispatcher:
         return filled
 
     def _fill(self, queue: str, lane: str) -> Filled:
-        if time.monotonic() < self._broker_back_at:
+        if time.monotonic() < self._broker_back_at or self._refused.holds((queue, lane)):
             return Filled.FULL
         try:
             window = self._measure(queue, lane)
@@ -336,8 +366,7 @@ class Dispatcher:
             self._publish(queue, lane, bundles)
             return Filled.FULL if len(hints) == asked else Filled.ALL
         except QueueRefused as error:
-            self._windows[queue, lane].refused_until = time.monotonic() + REFUSED_WAIT
-            log.error("dispatcher.queue_refused", queue=queue, lane=lane, error=str(error), seconds=REFUSED_WAIT)
+            self._is_refused((queue, lane), error)
             return Filled.FULL
         except BrokerAway as error:
             self._broker_is_away(error)
@@ -350,7 +379,7 @@ class Dispatcher:
             transaction(self._engine, lifecycle.withdraw, [hint.id for bundle in error.unpublished for hint in bundle])
             failpoints.hit("withdraw.committed")
             raise
-        self._broker_answered()
+        self._is_taken((queue, lane))
         self._tally.count(metrics.MESSAGES, by=len(bundles))
         if swept := [str(hint.id) for bundle in bundles for hint in bundle if hint.swept]:
             self._tally.count(metrics.SWEPT, by=len(swept))
@@ -360,9 +389,7 @@ class Dispatcher:
         """The line's room. The broker is asked only when half of what is known is used up, or it is a tick old."""
         window = self._windows.setdefault((queue, lane), Window(self._settings.dispatch.window))
         now = time.monotonic()
-        if now < window.refused_until:
-            window.room = 0
-        elif not window.worth_filling or now - window.measured_at > self._settings.dispatch.tick:
+        if not window.worth_filling or now - window.measured_at > self._settings.dispatch.tick:
             window.measured(self._publisher.depth(queue, lane), now)
         return window
 
@@ -370,7 +397,7 @@ class Dispatcher:
         """Fill the window of notifications. A dead receiver holds them up, so the broker gets no more of them than of tasks."""
         if outlook.try_in is None or outlook.try_in > 0:
             return Filled.FULL if self._is_chained(()) else Filled.NOTHING
-        if time.monotonic() < max(self._broker_back_at, self._deliveries_back_at):
+        if time.monotonic() < self._broker_back_at or self._refused.holds(DELIVERIES):
             return Filled.FULL
         try:
             depth = self._publisher.delivery_depth()
@@ -386,8 +413,7 @@ class Dispatcher:
             self._publish_deliveries([one for one in due if not one.dead and not one.waits])
             return Filled.FULL if len(due) == room or self._is_chained(due) else Filled.ALL
         except QueueRefused as error:
-            self._deliveries_back_at = time.monotonic() + REFUSED_WAIT
-            log.error("dispatcher.deliveries_refused", error=str(error), seconds=REFUSED_WAIT)
+            self._is_refused(DELIVERIES, error)
             return Filled.FULL
         except BrokerAway as error:
             self._broker_is_away(error)
@@ -407,15 +433,26 @@ class Dispatcher:
             transaction(self._engine, deliveries.withdraw, error.unpublished)
             failpoints.hit("withdraw.committed")
             raise
+        if due:
+            self._is_taken(DELIVERIES)
+
+    def _is_refused(self, line: tuple[str, str], error: QueueRefused) -> None:
+        wait = self._refused.add(line)
+        log.error("dispatcher.queue_refused", queue=line[0], lane=line[1], error=str(error), seconds=round(wait, 1))
+
+    def _is_taken(self, line: tuple[str, str]) -> None:
+        """The broker has taken messages."""
+        self._broker_answered()
+        if self._refused.drop(line):
+            log.info("dispatcher.queue_works_again", queue=line[0], lane=line[1])
 
     def _broker_answered(self) -> None:
-        self._broker_failures = 0
+        self._broker_backoff.reset()
         self._presence.broker_is_back()
 
     def _broker_is_away(self, error: BrokerAway) -> None:
         self._presence.broker_is_away(error)
-        self._broker_failures += 1
-        wait = min(0.2 * 2**self._broker_failures, 5.0)
+        wait = self._broker_backoff.next()
         self._broker_back_at = time.monotonic() + wait
         self._windows.clear()
         log.warning("dispatcher.broker_away", error=str(error), seconds=round(wait, 1))

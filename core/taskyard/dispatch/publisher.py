@@ -11,7 +11,6 @@ from typing import Any
 
 import structlog
 from amqp.exceptions import MessageNacked
-from amqp.exceptions import NotFound as QueueNotFound
 from celery import Celery
 from kombu import Connection, Queue
 from kombu.exceptions import ChannelError
@@ -20,6 +19,7 @@ from taskyard import failpoints
 from taskyard.database_errors import driver_words
 from taskyard.dispatch.app import DELIVER, RUN, broker_queue, delivery_queue, is_amqp
 from taskyard.dispatch.confirms import Confirms
+from taskyard.dispatch.refusals import connection_refusal, queue_refusal
 from taskyard.errors import TaskyardError
 from taskyard.lifecycle import Hint
 from taskyard.settings import BrokerSettings
@@ -36,7 +36,7 @@ class BrokerAway(TaskyardError):
 
 
 class QueueRefused(BrokerAway):
-    """One queue takes no messages. Others may."""
+    """The broker refuses one queue, or what is sent to it. Others may work."""
 
 
 class QueueSilent(QueueRefused):
@@ -86,6 +86,11 @@ class Publisher:
                     connection.connection.collect()
                 connection.release()
 
+    @property
+    def connected(self) -> bool:
+        """Is there a connection? It may be broken, which the next call finds."""
+        return self._connection is not None
+
     def depth(self, queue: str, lane: str) -> int:
         """Messages of a lane that wait in the broker (those that a worker holds are not counted).
 
@@ -101,16 +106,42 @@ class Publisher:
     def _depth(self, target: Queue) -> int:
         with self._outages(target):
             self._declare(target)
-            try:
-                # A missing queue closes the channel, so this has one of its own. Opening it each time would be two round trips more.
-                if self._looking is None:
-                    self._looking = self._connected().channel()
-                return int(target.bind(self._looking).queue_declare(passive=True).message_count)
-            except (QueueNotFound, ChannelError):
-                self._looking = None
-                self._declared.discard(target.name)
-                self._declare(target)
-                return 0
+            if (found := self._look_at(target)) is not None:
+                return int(found.message_count)
+            self._declared.discard(target.name)
+            self._declare(target)
+            return 0
+
+    def _look_at(self, target: Queue) -> Any:
+        """The broker's counts for a queue (``message_count``, ``consumer_count``); None if there is no such queue."""
+        # A missing queue closes the channel, so this has one of its own. Opening it each time would be two round trips more.
+        if self._looking is None:
+            self._looking = self._connected().channel()
+        try:
+            return target.bind(self._looking).queue_declare(passive=True)
+        except ChannelError:
+            self._looking = None
+            return None
+
+    def remove(self, queue: str, lane: str) -> bool:
+        """Delete a line's queue, unless somebody consumes from it. Messages in it were hints.
+
+        False: it has a consumer.
+
+        Raises:
+            BrokerAway: the broker can't be reached, or refuses.
+        """
+        target = broker_queue(self._settings, queue, lane)
+        with self._outages(target):
+            # A quorum queue knows no if-unused, so its consumers are counted first. One that comes in between declares its queue anew.
+            found = self._look_at(target)
+            if found is not None and found.consumer_count:
+                return False
+            if found is not None:
+                with self._connected().channel() as channel:
+                    target.bind(channel).delete()
+            self._declared.discard(target.name)
+            return True
 
     def publish(self, queue: str, lane: str, bundles: Sequence[Sequence[Hint]]) -> None:
         """Send one message a bundle, and wait until all are confirmed.
@@ -198,19 +229,24 @@ class Publisher:
             target.bind(channel).delete()
 
     def _declare(self, target: Queue) -> None:
-        if target.name not in self._declared:
-            with self._connected().channel() as channel:
+        if target.name in self._declared:
+            return
+        connection = self._connected()
+        try:
+            with connection.channel() as channel:
                 target.bind(channel).declare()
-            self._declared.add(target.name)
+        except ChannelError as error:
+            raise QueueRefused(queue_refusal(target.name, error)) from error
+        self._declared.add(target.name)
 
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._app.connection_for_write(transport_options=self._bounds())
             try:
                 self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=self._settings.confirm_timeout)
-            except ChannelError as error:
-                # A login that is refused looks like the refusal of a queue.
-                raise ConnectionError(str(error)) from error
+            except Exception as error:
+                # RabbitMQ refuses a password as it refuses a queue: by a channel's error. But here it concerns them all.
+                raise BrokerAway(f"{self._place()}: {type(error).__name__}: {connection_refusal(error)}") from error
         return self._connection
 
     def _place(self) -> str:
@@ -247,10 +283,16 @@ class Publisher:
             with self._outages(target, unconfirmed):
                 self._replace_if_silent(target)
             raise QueueSilent(str(error), _whats(unconfirmed)) from error
-        # The broker is there, and says no: a queue that was declared otherwise, or a limit on it.
-        except (ChannelError, MessageNacked, QueueRefused) as error:
+        except QueueRefused as error:
+            # It was refused on a channel of its own: the connection is good for the other queues.
+            raise QueueRefused(str(error), _whats(unconfirmed)) from error
+        # The broker is there, and says no to what was sent: a right is missing, or a limit is reached.
+        except (ChannelError, MessageNacked) as error:
             self.close()
-            raise QueueRefused(f"{type(error).__name__}: {error}", _whats(unconfirmed)) from error
+            raise QueueRefused(queue_refusal(target.name, error), _whats(unconfirmed)) from error
+        except BrokerAway as error:
+            self.close(politely=False)
+            raise BrokerAway(str(error), _whats(unconfirmed)) from error
         # What a broken connection raises differs by transport, and a wrong message can't reach here: all of it is an outage.
         except Exception as error:
             self.close(politely=False)

@@ -16,7 +16,6 @@ class Window:
     empty: bool = False
     drained: bool = False
     measured_at: float = field(default=float("-inf"))
-    refused_until: float = field(default=float("-inf"))
     _sent: deque[int] = field(default_factory=deque)
 
     def measured(self, depth: int, now: float) -> None:
