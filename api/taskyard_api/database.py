@@ -26,6 +26,7 @@ from taskyard.errors import Unavailable
 from taskyard.retrying import retried_async
 from taskyard.settings import DatabaseSettings
 from taskyard.storable import from_json
+from taskyard_api.write_record import WriteRecord
 
 log = structlog.get_logger(__name__)
 P = ParamSpec("P")
@@ -51,6 +52,7 @@ class Database:
         self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._arguments = _arguments(settings, role="api-apart")
         self._outages = OutageLog()
+        self.writes = WriteRecord()
         self._open: WeakSet[Any] = WeakSet()
         self._idle: WeakSet[Any] = WeakSet()
         listen(self.engine.sync_engine, "connect", lambda connection, _: self._open.add(connection.driver_connection))
@@ -75,11 +77,21 @@ class Database:
 
     async def write(self, verb: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one of core's verbs and commit. Where the commit fails, it may have happened all the same."""
-        return await self._run(self.engine.begin, lambda connection: verb(connection, *args, **kwargs))
+        with self._writing():
+            return await self._run(self.engine.begin, lambda connection: verb(connection, *args, **kwargs))
 
     async def single(self, statement: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one statement that commits itself: one round trip to the database, where a transaction is three."""
-        return await self._run(self._single.connect, lambda connection: statement(connection, *args, **kwargs))
+        with self._writing():
+            return await self._run(self._single.connect, lambda connection: statement(connection, *args, **kwargs))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Unavailable:
+            self.writes.failed()
+            raise
 
     async def _run(self, connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], work: Callable[[Connection], R]) -> R:
         async def attempt() -> R:

@@ -170,6 +170,7 @@ class GroupCommit:
         keys = [row for waiting in batch if (row := waiting.key_row())]
         # What can't be told to leave nothing out by one statement takes a transaction.
         rows = await (self._database.write(_submit_whole, new, keys) if whole else self._database.single(lifecycle.submit, new, keys))
+        self._database.writes.worked()
         failpoints.hit("submit.committed")
         return rows
 

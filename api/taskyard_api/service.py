@@ -49,7 +49,7 @@ class Service:
         self.waits = Waits(self.database)
         self.measures = Measures(self.database, Tally.of(registry), own, self.feed, self.waits)
         self.scrape = Glimpse(lambda: self.read(gauges.scrape, settings, self.measures.shared))
-        self.readiness = Glimpse(lambda: self.read(readiness.look, settings))
+        self.readiness = Glimpse(self._look_at_readiness)
 
     async def close(self) -> None:
         """Finish what is on its way, and let the database go."""
@@ -61,6 +61,14 @@ class Service:
             await glimpse.close()
         await self.measures.close()
         await self.database.close()
+
+    async def _look_at_readiness(self) -> dict[str, str]:
+        writes = self.database.writes
+        trial = writes.trial_bytes()
+        parts = await self.read(readiness.look, self.settings, trial)
+        if trial and parts["writes"] == readiness.OK:
+            writes.worked()
+        return parts
 
     async def read(self, query: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one of core's queries. Raises Unavailable when the database is away."""

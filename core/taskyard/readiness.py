@@ -1,33 +1,35 @@
-"""Which parts of an installation are usable. A web process is ready when it can take tasks: with database and schema. Workers,
-dispatchers and the broker are shown, and decide nothing: without them tasks are accepted and wait, and taking the web service away would help nobody.
+"""Which parts of an installation are usable. A web process is ready when it can take tasks: with database and schema, and if a write would
+work now. Workers, dispatchers and the broker are shown, and decide nothing: without them tasks are accepted and wait, and taking the web
+service away would help nobody.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from taskyard import gauges, queries
+from taskyard import gauges, queries, write_check
 from taskyard.dispatchers import BrokerState
 from taskyard.settings import Settings
 from taskyard.tables import SCHEMA_REVISION
 
-OK = "ok"
+OK = write_check.OK
 #: The parts that a web process needs.
-NEEDED = ("database", "schema")
+NEEDED = ("database", "schema", "writes")
 #: The others.
 SHOWN = ("dispatcher", "workers", "broker")
 
 
-def look(connection: Connection, settings: Settings) -> dict[str, str]:
-    """Each part's state: ``ok``, or what is wrong with it."""
+def look(connection: Connection, settings: Settings, trial_bytes: int) -> dict[str, str]:
+    """Each part's state: ``ok``, or what is wrong with it. ``trial_bytes``: see :mod:`taskyard.write_check`. Rolls back."""
     revision = queries.schema_revision(connection)
     if not queries.schema_is_usable(revision):
         schema = f"at {revision or 'nothing'}, needs {SCHEMA_REVISION}: run `taskyard db upgrade`"
-        return {"database": OK, "schema": schema} | dict.fromkeys(SHOWN, "unknown: the schema is not usable")
+        return {"database": OK, "schema": schema} | dict.fromkeys(("writes", *SHOWN), "unknown: the schema is not usable")
     roles = gauges.roles(connection, settings)
     return {
         "database": OK,
         "schema": OK,
+        "writes": write_check.look(connection, trial_bytes),
         "dispatcher": OK if roles.dispatcher else "none used the database lately: tasks are accepted, and wait",
         "workers": OK if roles.workers else f"none beat within {settings.dispatch.worker_silence:g} s: tasks are accepted, and wait",
         "broker": _broker(roles.broker),
@@ -45,7 +47,7 @@ def _broker(state: BrokerState) -> str:
 
 def unreachable(reason: str) -> dict[str, str]:
     """The parts when the database can't be asked."""
-    return {"database": reason} | dict.fromkeys(("schema", *SHOWN), "unknown: the database can't be asked")
+    return {"database": reason} | dict.fromkeys((*NEEDED[1:], *SHOWN), "unknown: the database can't be asked")
 
 
 def is_ready(parts: dict[str, str]) -> bool:

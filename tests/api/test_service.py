@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from httpx2 import AsyncClient
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from taskyard import queries, submission
@@ -53,7 +54,7 @@ async def served(url: str, registry: Registry) -> AsyncIterator[AsyncClient]:
 async def test_a_healthy_service_is_alive_and_ready_with_its_parts_named(client: AsyncClient) -> None:
     assert (await client.get("http://test/health/live")).json() == {"status": "alive"}
     ready = await client.get("http://test/health/ready")
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "parts": {"database": "ok", "schema": "ok", **NOBODY}})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "parts": {"database": "ok", "schema": "ok", "writes": "ok", **NOBODY}})
 
 
 async def test_an_older_schema_is_not_ready_and_a_newer_one_is(client: AsyncClient, engine: Engine) -> None:
@@ -123,13 +124,34 @@ async def test_no_request_pays_for_connections_that_a_restart_closed(client: Asy
 async def test_a_fault_is_a_500_with_an_id_that_the_log_has_too(client: AsyncClient, engine: Engine) -> None:
     task = await submit(client)
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE tasks RENAME COLUMN progress TO advance"))
-    with capture_logs() as lines:
-        answer = await client.get(f"/tasks/{task['id']}")
+        connection.execute(text("ALTER TABLE tasks ADD CONSTRAINT nobody_knows_of_it CHECK (priority <> 7)"))
+    try:
+        with capture_logs() as lines:
+            answer = await client.patch(f"/tasks/{task['id']}", json={"priority": 7})
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE tasks DROP CONSTRAINT nobody_knows_of_it"))
     body = answer.json()
     assert (answer.status_code, body["type"].rpartition(":")[2]) == (500, "internal")
     assert body["id"] in [line.get("id") for line in lines]
-    assert "SELECT" not in answer.text
+    assert "nobody_knows_of_it" not in answer.text
+
+
+async def test_a_statement_that_the_schema_does_not_know_is_503_and_an_error_in_the_log_under_the_requests_id(client: AsyncClient, engine: Engine) -> None:
+    task = await submit(client)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE tasks RENAME COLUMN progress TO advance"))
+    try:
+        with capture_logs(processors=[merge_contextvars]) as lines:
+            answer = await client.get(f"/tasks/{task['id']}")
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE tasks RENAME COLUMN advance TO progress"))
+    assert (answer.status_code, answer.headers["retry-after"], answer.json()["detail"]) == (503, "2", "The database can't do this now.")
+    [line] = [line for line in lines if line["event"] == "database.refused"]
+    assert (line["log_level"], line["request_id"], line["sqlstate"]) == ("error", answer.headers["x-request-id"], "42703")
+    assert "progress" in line["error"]
+    assert (await client.get(f"/tasks/{task['id']}")).status_code == 200
 
 
 async def test_concurrent_submissions_share_commits(app: FastAPI, client: AsyncClient) -> None:

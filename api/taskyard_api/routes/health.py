@@ -21,7 +21,7 @@ async def live() -> Alive:
 
 @router.get("/health/ready", responses={503: {"model": Ready, "description": "A part that this process needs is not usable."}})
 async def ready(service: Serving, response: Response) -> Ready:
-    """Database and schema are usable. Answers within 2 seconds, whatever hangs."""
+    """Database and schema are usable, and a write would work. Answers within 2 seconds, whatever hangs."""
     parts = await _parts(service)
     if readiness.is_ready(parts):
         return Ready(status="ready", parts=parts)

@@ -1,0 +1,69 @@
+"""Would a write work now? A web process that can only read takes no tasks, and is not ready."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from taskyard import lifecycle
+from taskyard.database_errors import is_outage, sqlstate_of
+from taskyard.records import NewTask
+
+OK: Final = "ok"
+#: What a web process does to which table.
+_NEEDED: Final = (
+    ("tasks", "SELECT"),
+    ("tasks", "INSERT"),
+    ("tasks", "UPDATE"),
+    ("events", "SELECT"),
+    ("events", "INSERT"),
+    ("deliveries", "INSERT"),
+    ("deliveries", "UPDATE"),
+    ("subscriptions", "INSERT"),
+    ("idempotency_keys", "INSERT"),
+)
+_STATE = text(
+    """
+SELECT current_setting('transaction_read_only')::bool AS read_only, ARRAY(
+  SELECT needed.act || ' on ' || needed.name FROM unnest(CAST(:names AS text[]), CAST(:acts AS text[])) WITH ORDINALITY AS needed(name, act, n)
+  WHERE NOT COALESCE(has_table_privilege(to_regclass(needed.name), needed.act), false) ORDER BY needed.n) AS missing"""
+)
+_BE_QUICK = text("SET LOCAL lock_timeout = '1s'")
+_REASONS: Final = {
+    "25006": "the database is read-only",
+    "53100": "the database's disk is full",
+    "55P03": "the table of tasks is locked",
+}
+
+
+def look(connection: Connection, trial_bytes: int) -> str:
+    """``ok``, or why a write would fail. The transaction is rolled back.
+
+    Rights and a read-only server are asked about; with ``trial_bytes`` above 0, a task with a payload of this size is inserted, too, and rolled
+    back: nothing else shows that a disk is full.
+    """
+    names, acts = map(list, zip(*_NEEDED, strict=True))
+    state = connection.execute(_STATE, {"names": names, "acts": acts}).one()
+    if state.missing:
+        return f"the database's role lacks {', '.join(state.missing)}"
+    # A read-only session may be so for good, though its server takes writes again: what a write raises has the pool connect anew.
+    return _trial(connection, trial_bytes) if trial_bytes or state.read_only else OK
+
+
+def _trial(connection: Connection, size: int) -> str:
+    # Random, or it would be stored compressed.
+    payload = secrets.token_hex(size // 2)
+    task = NewTask(uuid.uuid4(), "taskyard.trial", payload, queue="default", lane="sync", priority=0, timeout=1.0, max_attempts=1)
+    try:
+        connection.execute(_BE_QUICK)
+        lifecycle.submit(connection, [task])
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        return _REASONS.get(state := sqlstate_of(error) or "", f"a trial write failed{f' (SQLSTATE {state})' if state else ''}")
+    finally:
+        connection.rollback()
+    return OK
