@@ -20,8 +20,8 @@ from sqlalchemy.exc import OperationalError
 
 from benchmarks.processes import until
 from taskyard.children import NOBODY, as_nobody, dying_with_us, is_root
-from taskyard.database import PLANNING, libpq_options
 from taskyard.embedded import start_broker, start_postgres
+from taskyard.sessions import PLANNING
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def _connects(url: str) -> bool:
 
 def engine_of(url: str, *, autocommit: bool = False) -> Engine:
     """An engine for a URL of any driver, for which PostgreSQL plans as it does for the roles."""
-    made = create_engine(make_url(url).set(drivername="postgresql+psycopg"), connect_args={"options": libpq_options(**PLANNING)})
+    made = create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"), connect_args={"options": " ".join(f"-c {name}={value}" for name, value in PLANNING.items())}
+    )
     return made.execution_options(isolation_level="AUTOCOMMIT") if autocommit else made
 
 

@@ -12,13 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from taskyard import __version__
-from taskyard.database import database_url
+from taskyard.database import postgres_url
 from taskyard.errors import TaskyardError
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
 from taskyard.settings import Settings, is_loopback
 from taskyard_api import openapi, problems
 from taskyard_api.access import Gate
+from taskyard_api.connecting import check_certificates
 from taskyard_api.edge import BASE, Edge
 from taskyard_api.measures import alarming_requests
 from taskyard_api.origins import Origins
@@ -41,7 +42,7 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
     Raises:
         ConfigurationError: database.url is not set, or is no PostgreSQL URL.
     """
-    database_url(settings.database, "asyncpg")
+    check_certificates(postgres_url(settings.database))
     own = Tally()
 
     @asynccontextmanager

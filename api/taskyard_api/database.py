@@ -15,17 +15,17 @@ from weakref import WeakSet
 
 import asyncpg
 import structlog
-from sqlalchemy import URL, Connection
+from sqlalchemy import Connection
 from sqlalchemy.event import listen
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from taskyard.database import APPLICATION, PLANNING, STANDSTILL, database_url
 from taskyard.database_errors import OutageLog, drop_useless, outages_named
 from taskyard.errors import Unavailable
 from taskyard.retrying import retried_async
 from taskyard.settings import DatabaseSettings
 from taskyard.storable import from_json
+from taskyard_api.connecting import Connector
 from taskyard_api.write_record import WriteRecord
 
 log = structlog.get_logger(__name__)
@@ -48,9 +48,9 @@ class Database:
     """
 
     def __init__(self, settings: DatabaseSettings) -> None:
-        self.engine = _engine(settings, role="api")
+        self._connector = Connector(settings)
+        self.engine = _engine(settings, self._connector)
         self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._arguments = _arguments(settings, role="api-apart")
         self._outages = OutageLog()
         self.writes = WriteRecord()
         self._open: WeakSet[Any] = WeakSet()
@@ -105,12 +105,12 @@ class Database:
 
     async def connect_apart(self) -> Any:
         """An asyncpg connection outside of the pool."""
-        return await asyncpg.connect(**self._arguments)
+        return await self._connector.connect("api-apart")
 
     @contextmanager
     def watched(self) -> Iterator[Watch]:
         """Watch over a block that uses the engine. Raises Unavailable if the database was silent for too long."""
-        watch = Watch(self._arguments)
+        watch = Watch(self._connector)
         try:
             yield watch
         except (Exception, asyncio.CancelledError) as error:
@@ -129,8 +129,8 @@ class Database:
 class Watch:
     """Watches over one use of the database by the current task."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         #: The asyncpg connection that the task waits for, once it has one.
@@ -165,49 +165,28 @@ class Watch:
         driver = self.driver
         try:
             async with asyncio.timeout(TIME_TO_ANSWER):
-                asker = await asyncpg.connect(**self._arguments)
+                asker = await self._connector.reach("api-apart")
                 try:
-                    return driver is None or await asker.fetchval(_AT_WORK, driver.get_server_pid()) is not None
+                    return driver is None or await asker.fetchval(_AT_WORK, self._connector.pid_of(driver)) is not None
                 finally:
                     asker.terminate()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             return False
 
 
-def _engine(settings: DatabaseSettings, *, role: str) -> AsyncEngine:
+def _engine(settings: DatabaseSettings, connector: Connector) -> AsyncEngine:
     """An engine for the REST service."""
-    url, connect_args = _asyncpg(settings, role)
     engine = create_async_engine(
-        url,
+        "postgresql+asyncpg://",
+        async_creator=lambda: connector.connect("api"),
         pool_size=settings.pool_size,
         max_overflow=0,
         pool_timeout=settings.connect_timeout,
         json_deserializer=from_json,
-        connect_args=connect_args,
     )
     listen(engine.sync_engine, "checkout", _drop_closed)
     listen(engine.sync_engine, "handle_error", drop_useless)
     return engine
-
-
-def _arguments(settings: DatabaseSettings, *, role: str) -> dict[str, Any]:
-    """What asyncpg.connect needs to connect as :func:`_engine` does."""
-    url, connect_args = _asyncpg(settings, role)
-    return {**url.get_dialect()().create_connect_args(url)[1], **connect_args}
-
-
-def _asyncpg(settings: DatabaseSettings, role: str) -> tuple[URL, dict[str, Any]]:
-    url = database_url(settings, "asyncpg")
-    query = dict(url.query)
-    # asyncpg knows libpq's sslmode only under its own name.
-    ssl: dict[str, Any] = {"ssl": query.pop("sslmode")} if "sslmode" in query else {}
-    server_settings = {
-        "application_name": f"{APPLICATION}-{role}",
-        "statement_timeout": str(int(settings.statement_timeout * 1000)),
-        "idle_in_transaction_session_timeout": str(STANDSTILL),
-        **PLANNING,
-    }
-    return url.set(query=query), ssl | {"timeout": settings.connect_timeout, "command_timeout": settings.statement_timeout, "server_settings": server_settings}
 
 
 def _drop_closed(connection: Any, _record: Any, _proxy: Any) -> None:

@@ -56,10 +56,11 @@ class _Watchman:
                     if time.monotonic() - since > self._seconds:
                         del self._in_use[key]
                         log.error("database.silent", seconds=round(self._seconds, 1), consequence="its connection is cut")
-                        _cut(record.dbapi_connection)
+                        cut(record.dbapi_connection)
 
 
-def _cut(connection: psycopg.Connection[Any] | None) -> None:
+def cut(connection: psycopg.Connection[Any] | None) -> None:
+    """Break a connection: whoever waits for its server gets an error."""
     with suppress(psycopg.Error, OSError):
         if connection is not None:
             with socket.socket(fileno=os.dup(connection.fileno())) as same:

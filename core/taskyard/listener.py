@@ -21,7 +21,7 @@ class Listener:
         if self._connection is not None and not self._connection.closed:
             return
         args, keywords = self._engine.dialect.create_connect_args(self._engine.url)
-        keywords = {**keywords, **KEEPALIVE, "connect_timeout": 2, "application_name": "taskyard-listener", "autocommit": True}
+        keywords = {**KEEPALIVE, **keywords, "connect_timeout": 2, "application_name": "taskyard-listener", "autocommit": True}
         self._connection = psycopg.connect(*args, **keywords)
         self._connection.execute(f"LISTEN {self._channel}")
 

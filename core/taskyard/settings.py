@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,7 +35,10 @@ class Section(BaseModel):
 class DatabaseSettings(Section):
     """Where the truth is kept."""
 
-    url: SecretStr | None = Field(None, description="PostgreSQL URL (any of postgresql://, +asyncpg, +psycopg). Unset: `taskyard up` starts its own.")
+    url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL URL in libpq's form, such as postgresql://user:password@host/name?sslmode=verify-full. Unset: `taskyard up` starts its own.",
+    )
     pool_size: int = Field(10, ge=1, le=200, description="Connections that one process keeps open at most.")
     connect_timeout: Seconds = Field(1.5, description="Seconds to wait for a connection, and for one from the pool, before a request is refused.")
     statement_timeout: Seconds = Field(30.0, description="Seconds that one statement may take.")
@@ -44,6 +48,9 @@ class BrokerSettings(Section):
     """The message broker that Celery uses."""
 
     url: SecretStr | None = Field(None, description="Celery broker URL, such as amqp://user:password@host:5672//. Unset: `taskyard up` starts its own.")
+    ca_file: Path | None = Field(
+        None, description="Certificates (PEM) of the authority that signed the broker's, for amqps:// and rediss://. Unset: the system's."
+    )
     result_backend: str | None = Field(
         None, repr=False, description="Celery result backend for Celery tasks of your own; Taskyard keeps its results in PostgreSQL."
     )
@@ -296,5 +303,8 @@ def _postgres_parts(variables: Mapping[str, str]) -> dict[Key, Leaf]:
     from sqlalchemy import URL  # Here, not above: `taskyard --help` need not wait for it.
 
     user = parts["USER"] or "postgres"
-    url = URL.create("postgresql", user, parts["PASSWORD"], parts["HOST"] or "localhost", int(port), parts["DB"] or user)
+    host = parts["HOST"] or "localhost"
+    # A folder of sockets, or several hosts, can't stand before the port.
+    where: dict[str, Any] = {"query": {"host": host, "port": port}} if re.search("[/,]", host) else {"host": host, "port": int(port)}
+    url = URL.create("postgresql", user, parts["PASSWORD"], database=parts["DB"] or user, **where)
     return {("database", "url"): Leaf(url.render_as_string(hide_password=False), "environment or .env", variable="POSTGRES_HOST, POSTGRES_DB, ...")}

@@ -11,7 +11,7 @@ from alembic import command
 from alembic.util import CommandError
 
 from taskyard import logs
-from taskyard.database import database_url
+from taskyard.database import postgres_url
 from taskyard.database_errors import outages_named
 from taskyard.errors import ConfigurationError
 from taskyard.masking import secrets_in
@@ -26,11 +26,13 @@ StatementTimeout = Annotated[str, typer.Option(help="How long one statement may 
 
 
 def _url() -> str:
-    """The settings' database. Starts logging, so that Alembic says what it does."""
+    """The settings' database. Starts logging, so that Alembic says what it does. Raises ConfigurationError."""
     settings = load_settings()
     logs.configure(settings.log)
     logs.hide(secrets_in(settings))
-    return database_url(settings.database, "psycopg").render_as_string(hide_password=False)
+    postgres_url(settings.database)
+    assert settings.database.url is not None, "an unset URL is refused"
+    return settings.database.url.get_secret_value()
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def upgrade(
 ) -> None:
     """Bring the schema up to the newest revision, or to one that you name."""
     url = _url()
-    with outages_named(at=url), _mistakes_named():
+    with outages_named(at=runner.shown(url)), _mistakes_named():
         runner.upgrade(url, revision, lock_timeout=lock_timeout, statement_timeout=statement_timeout)
 
 
@@ -63,7 +65,7 @@ def downgrade(
 ) -> None:
     """Take the schema back. What is dropped is gone with its data."""
     url = _url()
-    with outages_named(at=url), _mistakes_named():
+    with outages_named(at=runner.shown(url)), _mistakes_named():
         runner.downgrade(url, revision, lock_timeout=lock_timeout, statement_timeout=statement_timeout)
 
 
@@ -71,7 +73,7 @@ def downgrade(
 def current() -> None:
     """Print the revision that the database is at, and the newest."""
     url = _url()
-    with outages_named(at=url):
+    with outages_named(at=runner.shown(url)):
         at = runner.current(url)
     newest = runner.head()
     told = "newest" if at == newest else f"newer than {newest}, the newest that this version knows" if runner.is_newer(at) else f"newest is {newest}"
@@ -85,5 +87,5 @@ def revision(
 ) -> None:
     """Make a new revision file (for developers of Taskyard)."""
     url = _url()
-    with outages_named(at=url), _mistakes_named():
+    with outages_named(at=runner.shown(url)), _mistakes_named():
         command.revision(runner.config(url), message, autogenerate=autogenerate, rev_id=runner.next_id())

@@ -54,7 +54,7 @@ def _url() -> URL:
     if isinstance(given, URL):
         return given
     try:
-        return database_url(load_settings().database, "psycopg")
+        return database_url(load_settings().database)
     except ConfigurationError as error:
         # Alembic's command prints the sentence of its own error, and the traceback of any other.
         raise CommandError(str(error)) from error

@@ -11,7 +11,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import create_engine
+from sqlalchemy import URL, create_engine
 from sqlalchemy.pool import NullPool
 
 from taskyard.database import database_url
@@ -36,8 +36,13 @@ def config(url: str | None = None, *, lock_timeout: str = LOCK_TIMEOUT, statemen
     made.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     if url is not None:
         # As an attribute, never as an option: a URL may well have a %.
-        made.attributes["url"] = database_url(DatabaseSettings(url=SecretStr(url)), "psycopg")
+        made.attributes["url"] = shown(url)
     return made
+
+
+def shown(url: str) -> URL:
+    """A database's URL as SQLAlchemy reads it. Raises ConfigurationError."""
+    return database_url(DatabaseSettings(url=SecretStr(url)))
 
 
 def upgrade(url: str, revision: str = "head", *, lock_timeout: str = LOCK_TIMEOUT, statement_timeout: str = STATEMENT_TIMEOUT) -> None:

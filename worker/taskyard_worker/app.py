@@ -12,8 +12,9 @@ from celery.signals import celeryd_init, setup_logging, worker_ready, worker_shu
 
 from taskyard import failpoints, logs
 from taskyard.collector import spare_what_is_loaded
-from taskyard.database import database_url
-from taskyard.dispatch.app import create_celery
+from taskyard.database import postgres_url
+from taskyard.dispatch.app import broker_url, create_celery
+from taskyard.dispatch.broker_tls import check_certificate
 from taskyard.plugins import Registry, load_plugins_for
 from taskyard.settings import Settings
 from taskyard_worker.steps import AsyncLanes, Deliveries
@@ -35,8 +36,9 @@ def create_app(settings: Settings) -> Celery:
         ConfigurationError: no database or broker is configured, or a plugin's configuration is wrong.
     """
     failpoints.arm()
-    database_url(settings.database, "psycopg")
+    postgres_url(settings.database)
     registry = load_plugins_for(settings)
+    check_certificate(settings.broker, broker_url(settings.broker))
     app = create_celery(settings, served_queues(settings, registry))
     app.taskyard_registry = registry
     app.steps["consumer"].update({AsyncLanes, Deliveries})

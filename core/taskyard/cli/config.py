@@ -111,13 +111,13 @@ def _problems() -> list[str]:
 def _url_problems(settings: Settings) -> list[str]:
     """Unset URLs are no problem: `taskyard up` brings its own servers."""
     # `config show` does without the service's parts.
-    from taskyard.database import database_url
+    from taskyard.database import postgres_url
     from taskyard.dispatch.app import check_broker_url
 
     problems = []
     try:
         if settings.database.url is not None:
-            database_url(settings.database, "psycopg")
+            postgres_url(settings.database)
     except ConfigurationError as error:
         problems.append(str(error))
     try:

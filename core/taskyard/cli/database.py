@@ -55,7 +55,7 @@ def opened(data_dir: Path, role: str) -> Iterator[Engine]:
 def _engine(settings: DatabaseSettings, role: str) -> Iterator[Engine]:
     engine = sync_engine(settings, role=role, pool_size=1)
     try:
-        with outages_named(at=database_url(settings, "psycopg")):
+        with outages_named(at=database_url(settings)):
             with engine.connect() as connection:
                 usable = queries.schema_is_usable(queries.schema_revision(connection))
             if not usable:

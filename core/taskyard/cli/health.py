@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psycopg
 import typer
 
-from taskyard.database import APPLICATION, database_url
+from taskyard.database import APPLICATION, connect
 from taskyard.dispatchers import longest_silence
 from taskyard.errors import TaskyardError, Unavailable
 from taskyard.network import open_directly
@@ -77,10 +77,8 @@ def worker() -> None:
 
 def _require(settings: Settings, ask: Callable[[psycopg.Connection], psycopg.Cursor], otherwise: str) -> None:
     """Raise ``otherwise`` unless the query counts at least one."""
-    url = database_url(settings.database, "psycopg").set(drivername="postgresql").render_as_string(hide_password=False)
-    seconds = max(1, round(settings.database.connect_timeout))
     try:
-        with psycopg.connect(url, connect_timeout=seconds, application_name=f"{APPLICATION}-health") as connection:
+        with connect(settings.database, role="health") as connection:
             row = ask(connection).fetchone()
     except psycopg.Error as error:
         raise Unavailable(f"The database can't be asked now: {error}") from error

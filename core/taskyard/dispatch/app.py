@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 
+from taskyard.dispatch.broker_tls import tls_options
 from taskyard.errors import ConfigurationError
 from taskyard.records import LANES
 from taskyard.settings import BrokerSettings, Settings
@@ -70,6 +71,7 @@ def check_broker_url(settings: BrokerSettings) -> None:
     except ValueError as error:
         # The error's text has parts of the URL, and may have the password.
         raise ConfigurationError("broker.url: expected a URL such as amqp://user:password@host:5672//") from error
+    tls_options(settings, url)
 
 
 def is_amqp(settings: BrokerSettings) -> bool:
@@ -108,6 +110,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": f"{settings.broker.prefix}.default.sync",
         "task_default_exchange": settings.broker.prefix,
         "broker_transport_options": _transport(settings),
+        "broker_use_ssl": tls_options(settings.broker, broker_url(settings.broker)),
         "broker_connection_timeout": settings.broker.confirm_timeout,
         "broker_heartbeat": HEARTBEAT,
         "broker_connection_retry_on_startup": True,

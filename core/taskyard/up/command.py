@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from pydantic import SecretStr
+from sqlalchemy import URL
 
 from taskyard.database import database_url
 from taskyard.embedded import start_broker, start_postgres
@@ -121,7 +122,7 @@ async def _migrate(environment: dict[str, str], output: Output) -> None:
 
 async def _greet(plan: Plan, database: DatabaseSettings) -> None:
     embedded = " and ".join(name for name, chosen in (("PostgreSQL", plan.embed_postgres), ("broker", plan.embed_broker)) if chosen)
-    data = f"{plan.data_dir.resolve()} (embedded {embedded})" if embedded else database_url(database, "psycopg").set(drivername="postgresql")
+    data = f"{plan.data_dir.resolve()} (embedded {embedded})" if embedded else _without_parameters(database_url(database))
     task = None if plan.asks_for_keys else await first_task(plan.url)
     with_key = ' -H "Authorization: Bearer $TASKYARD_KEY"' if plan.asks_for_keys else ""
     lines = [
@@ -137,6 +138,12 @@ async def _greet(plan: Plan, database: DatabaseSettings) -> None:
         "",
     ]
     typer.echo("\n".join(lines))
+
+
+def _without_parameters(url: URL) -> str:
+    """A URL for people: SQLAlchemy masks the password, and other secrets (a key's password) are parameters."""
+    places = {name: value for name, value in url.query.items() if name in ("host", "port")}
+    return str(url.set(drivername="postgresql", query=places))
 
 
 def _data_option(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from taskyard.database import APPLICATION, database_url
+from taskyard.database import APPLICATION, connect, database_url
 from taskyard.database_errors import outages_named
 from taskyard.network import open_directly
 from taskyard.settings import DatabaseSettings
@@ -26,7 +26,7 @@ SELECT (SELECT count(*) FROM workers WHERE started_at >= %(since)s),
 
 def clock(settings: DatabaseSettings) -> Any:
     """The database's time now."""
-    with outages_named(at=database_url(settings, "psycopg")), _connect(settings) as connection:
+    with outages_named(at=database_url(settings)), connect(settings, role="up") as connection:
         row = connection.execute("SELECT clock_timestamp()").fetchone()
     assert row is not None
     return row[0]
@@ -74,13 +74,8 @@ def _get(url: str) -> Any:
 
 def _registered(settings: DatabaseSettings, since: Any, workers: int) -> bool:
     try:
-        with _connect(settings) as connection:
+        with connect(settings, role="up") as connection:
             row = connection.execute(_SEEN, {"since": since, "dispatcher": f"{APPLICATION}-dispatcher"}).fetchone()
     except psycopg.Error:
         return False
     return row is not None and row[0] >= workers and row[1] > 0
-
-
-def _connect(settings: DatabaseSettings) -> psycopg.Connection[Any]:
-    url = database_url(settings, "psycopg").set(drivername="postgresql")
-    return psycopg.connect(url.render_as_string(hide_password=False), connect_timeout=max(1, round(settings.connect_timeout)), autocommit=True)
