@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 from fastapi import Request
 from jiter import from_json
 
 from taskyard.errors import InvalidInput
-from taskyard.storable import MAX_DEPTH, MAX_DIGITS, escape_pointer
-from taskyard.validation import MAX_PROBLEMS, nearest
+from taskyard.storable import MAX_DEPTH, MAX_DIGITS
+from taskyard.validation import MAX_PROBLEMS, unknown_names
 from taskyard_api.errors import MalformedBody, UnsupportedMedia
 
 #: Tasks that one request may submit.
@@ -57,8 +56,7 @@ def batch_of(body: dict[str, Any]) -> list[Any]:
         InvalidInput: there are none, or too many, or there is something else.
     """
     tasks = body.get("tasks")
-    unknown = [name for name in islice(body, MAX_PROBLEMS + 1) if name != "tasks"][:MAX_PROBLEMS]
-    problems = [(f"/{escape_pointer(name)}", f"unknown name.{nearest(name, ['tasks'])}") for name in unknown]
+    problems = unknown_names(body, ["tasks"], "name")
     if not isinstance(tasks, list) or not 1 <= len(tasks) <= MAX_BATCH:
         problems.append(("/tasks", f"expected a list of 1 to {MAX_BATCH} tasks"))
     if problems or not isinstance(tasks, list):

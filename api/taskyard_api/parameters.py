@@ -30,7 +30,8 @@ from taskyard.events import DIGEST, EVENT_TYPES, SYSTEM_EVENT_TYPES
 from taskyard.lifecycle import Status
 from taskyard.logline import Level
 from taskyard.queries import TaskFilters
-from taskyard.validation import Instant, nearest, problems_of
+from taskyard.spelling import did_you_mean
+from taskyard.validation import Instant, problems_of, unknown_names
 
 
 def _storable(value: str) -> str:
@@ -62,10 +63,10 @@ class Query(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _only_known(cls, sent: Any) -> Any:
-        unknown = [name for name in sent if name not in cls.model_fields] if isinstance(sent, Mapping) else []
-        if unknown:
-            problems = [(f"/{name}", f"unknown query parameter.{nearest(name, cls.model_fields)}") for name in unknown]
-            raise InvalidInput(f"No such query parameter: {', '.join(unknown)}.", problems)
+        problems = unknown_names(sent, cls.model_fields, "query parameter") if isinstance(sent, Mapping) else []
+        if problems:
+            names = ", ".join(pointer.removeprefix("/") for pointer, _ in problems)
+            raise InvalidInput(f"No such query parameter: {names}.", problems)
         return sent
 
 
@@ -233,7 +234,7 @@ def _read(action: TypeAdapter[A], sent: dict[str, Any], names: Iterable[str], fi
 
 
 def _nearest_filter(pointer: str, filters: Iterable[str]) -> str:
-    return nearest(pointer.removeprefix("/filter/"), filters) if pointer.startswith("/filter/") else ""
+    return did_you_mean(pointer.removeprefix("/filter/"), filters) if pointer.startswith("/filter/") else ""
 
 
 def action_filters(chosen: ActionFilter) -> TaskFilters:

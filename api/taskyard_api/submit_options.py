@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from fastapi import Request
 
 from taskyard.errors import InvalidInput
-from taskyard.validation import nearest
+from taskyard.validation import unknown_names
 from taskyard_api.prefer import wait_of
 
 MAX_KEY = 255
@@ -72,7 +72,7 @@ def _validate_only(query: bytes) -> bool:
     found = False
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name != "validate_only":
-            raise InvalidInput(f"No such query parameter: {name[:100]}.", [(f"/{name[:100]}", f"unknown query parameter.{nearest(name, ['validate_only'])}")])
+            raise InvalidInput(f"No such query parameter: {name[:100]}.", unknown_names([name], ["validate_only"], "query parameter"))
         if value not in _TRUTH:
             raise InvalidInput("The query is not as expected: validate_only.", [("/validate_only", "expected true or false")])
         found = _TRUTH[value]

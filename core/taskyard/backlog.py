@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from taskyard.errors import NotFound
-from taskyard.validation import nearest
+from taskyard.spelling import did_you_mean
 
 #: Counting stops here: for pending, queued and running at each priority of each lane of a queue; for scheduled and held over all.
 COUNT_LIMIT = 10_000
@@ -163,5 +163,5 @@ def resume(connection: Connection, name: str, declared: Iterable[str], silence: 
 def _known(connection: Connection, name: str, declared: Iterable[str], silence: float) -> Depth:
     known = {depth.name: depth for depth in depths(connection, declared, silence)}
     if name not in known:
-        raise NotFound(f"No queue {name!r} is known.{nearest(name, known)}")
+        raise NotFound(f"No queue {name!r} is known.{did_you_mean(name, known)}")
     return known[name]

@@ -23,7 +23,7 @@ from typing import Final
 import structlog
 
 from taskyard.errors import ConfigurationError
-from taskyard.validation import nearest
+from taskyard.spelling import did_you_mean
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +127,7 @@ def parse(text: str) -> tuple[dict[str, Armed], int | None]:
         elif name in POINTS:
             armed[name] = _action(what)
         else:
-            raise ConfigurationError(f"{VARIABLE}: there is no failpoint {name!r}.{nearest(name, POINTS)}")
+            raise ConfigurationError(f"{VARIABLE}: there is no failpoint {name!r}.{did_you_mean(name, POINTS)}")
     return armed, seed
 
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
 from taskyard.errors import InvalidInput, NotFound
+from taskyard.spelling import did_you_mean
 from taskyard.tables import audit, keys
-from taskyard.validation import nearest
 
 Scope = Literal["tasks:read", "tasks:write", "metrics:read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -83,7 +83,7 @@ def _check(name: str, namespace: str, scopes: Sequence[str]) -> None:
         raise InvalidInput(f"A key needs at least one scope: {', '.join(SCOPES)}.")
     for scope in scopes:
         if scope not in SCOPES:
-            raise InvalidInput(f"{scope!r} is no scope; there are {', '.join(SCOPES)}.{nearest(scope, SCOPES)}")
+            raise InvalidInput(f"{scope!r} is no scope; there are {', '.join(SCOPES)}.{did_you_mean(scope, SCOPES)}")
 
 
 def _insert(connection: Connection, name: str, namespace: str, scopes: list[str], lasts: timedelta | None) -> NewKey:
@@ -137,7 +137,7 @@ def _live(connection: Connection, which: str, namespace: str) -> Any:
     if len(named) > 1:
         raise InvalidInput(f"{len(named)} live keys are named {which!r}. Say which by its id: {', '.join(row.id for row in named)}.")
     if not named:
-        raise NotFound(f"No live key {which!r} is known in {namespace!r}.{nearest(which, [row.name for row in known if row.namespace == namespace])}")
+        raise NotFound(f"No live key {which!r} is known in {namespace!r}.{did_you_mean(which, [row.name for row in known if row.namespace == namespace])}")
     return named[0]
 
 

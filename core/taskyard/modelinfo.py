@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from taskyard.masking import mask_url
+from taskyard.spelling import did_you_mean
 
 PREFIX = "TASKYARD_"
 Key = tuple[str, ...]
@@ -65,12 +65,6 @@ def is_table(annotation: Any) -> bool:
     return typing.get_origin(annotation) is dict
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?``, or nothing where no known name is near."""
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {found[0]!r}?" if found else ""
-
-
 def sentences(model: type[BaseModel], error: ValidationError) -> list[tuple[Key, str]]:
     """Where and what each problem is. An unknown key is told the nearest known one; rejected values are left out."""
     found = []
@@ -89,4 +83,4 @@ def _sentence(model: type[BaseModel], key: Key, kind: str, message: str) -> str:
         # Not the first letter of "URL".
         return message[:1].lower() + message[1:] if message[1:2].islower() else message
     parent = section_of(annotation_of(model, key[:-1]))
-    return f"no such setting.{near(key[-1], parent.model_fields if parent else ())}"
+    return f"no such setting.{did_you_mean(key[-1], parent.model_fields if parent else ())}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from taskyard.handlers import Handler
 from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier, is_for_operators_only
 from taskyard.settings import SUBSCRIBED, Route, Settings
+from taskyard.spelling import near_names
 from taskyard.storable import storable_text
 from taskyard.timelimit import TimeIsUp, limited
 
@@ -86,7 +86,7 @@ class Registry:
         try:
             return self.names[type_]
         except KeyError:
-            raise UnknownTaskType(type_, difflib.get_close_matches(type_, self.names, n=3, cutoff=0.6)) from None
+            raise UnknownTaskType(type_, near_names(type_, self.names, 3)) from None
 
     def stored_as(self, types: Iterable[str]) -> tuple[str, ...]:
         """The names under which tasks of these types may be stored: a type's own and its aliases. An alias stands for itself alone."""
@@ -174,7 +174,7 @@ def _check_names(by_name: Mapping[str, Any], only: Iterable[str] | None, disable
     for where, names in (("plugins.only", only or ()), ("plugins.disabled", disabled), ("plugins", options)):
         for name in names:
             if name not in by_name:
-                near = difflib.get_close_matches(name, by_name, n=1)
+                near = near_names(name, by_name)
                 hint = f" Did you mean {near[0]!r}?" if near else f" Installed: {', '.join(sorted(by_name)) or 'none'}."
                 raise ConfigurationError(f"{where}: no plugin {name!r} is installed.{hint}")
 
@@ -352,7 +352,7 @@ def _validated(registry: Registry, route: Route) -> tuple[BaseModel | None, list
 
 
 def _missing(registry: Registry, notifier: str) -> str:
-    near = difflib.get_close_matches(notifier, registry.notifiers, n=1)
+    near = near_names(notifier, registry.notifiers)
     failed = [f"{p.name} ({p.reason})" for p in registry.plugins if p.state == "failed"]
     hint = f" Did you mean {near[0]!r}?" if near else f" Installed: {', '.join(sorted(registry.notifiers)) or 'none'}."
     return f"no plugin brings the notifier {notifier!r}.{hint}" + (f" Failed plugins: {'; '.join(failed)}." if failed else "")

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from taskyard.errors import ConfigurationError
-from taskyard.modelinfo import near
+from taskyard.spelling import did_you_mean
 
 EXPECTED = "database.url: expected a URL such as postgresql://user:password@host:5432/name"
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -172,7 +172,7 @@ def _query(text: str) -> dict[str, str]:
             # asyncpg's name for it, and JDBC's.
             name, value = "sslmode", {"true": "require", "false": "disable"}.get(value, value)
         if name not in KNOWN:
-            raise ConfigurationError(f"database.url: {name} is no parameter of PostgreSQL's connections.{near(name, KNOWN)}")
+            raise ConfigurationError(f"database.url: {name} is no parameter of PostgreSQL's connections.{did_you_mean(name, KNOWN)}")
         if name == "options":
             # As SQLAlchemy writes spaces. No option of a session has a plus.
             value = value.replace("+", " ")
@@ -245,7 +245,7 @@ def _place(host: str, port: int) -> tuple[str, int]:
 def _check(parameters: Mapping[str, str], hosts: tuple[tuple[str, int], ...]) -> None:
     mode = parameters.get("sslmode")
     if mode is not None and mode not in SSL_MODES:
-        raise ConfigurationError(f"database.url: sslmode: expected one of {', '.join(SSL_MODES)}.{near(mode, SSL_MODES)}")
+        raise ConfigurationError(f"database.url: sslmode: expected one of {', '.join(SSL_MODES)}.{did_you_mean(mode, SSL_MODES)}")
     if parameters.get("sslrootcert") == "system" and mode not in (None, "verify-full"):
         raise ConfigurationError(f"database.url: sslrootcert=system: expected sslmode=verify-full with it, not {mode}")
     if (target := parameters.get("target_session_attrs", "any")) not in TARGETS:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from taskyard.validation import nearest
+from taskyard.spelling import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,4 +26,4 @@ class AllowedQueues:
         if queue in self.named or any(fnmatchcase(queue, glob) for glob in self.globs):
             return None
         plain = {glob for glob in self.globs if not set(glob) & set("*?[")}
-        return f"not a queue that this namespace may use.{nearest(queue, self.named | plain)}"
+        return f"not a queue that this namespace may use.{did_you_mean(queue, self.named | plain)}"

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 
 from taskyard.errors import NotFound
 from taskyard.settings import Route
-from taskyard.validation import nearest
+from taskyard.spelling import did_you_mean
 
 #: Does a route (``r``) want an event (``told``, with the columns of its task)? Whoever writes deliveries asks so.
 WANTS = """told.event = ANY (r.events)
@@ -142,7 +142,7 @@ def known(connection: Connection, name: str) -> Row[Any]:
     """A route that a dispatcher has started with. Raises NotFound, with the nearest name."""
     rows = {row.name: row for row in connection.execute(text("SELECT * FROM routes ORDER BY name"))}
     if name not in rows:
-        hint = nearest(name, rows) or f" Known: {', '.join(rows) or 'none'}."
+        hint = did_you_mean(name, rows) or f" Known: {', '.join(rows) or 'none'}."
         raise NotFound(f"No dispatcher has started with a route {name!r}: it reads the configured routes at its start.{hint}")
     return rows[name]
 

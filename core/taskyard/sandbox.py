@@ -7,7 +7,6 @@ texts and lists by length where they are made, loops by a clock that each round 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import re
@@ -25,6 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from taskyard.notifiers import Event, TaskInfo
+from taskyard.spelling import near_names
 from taskyard.templates import MAX_MESSAGE, MAX_SOURCE, Run, shown
 
 #: Seconds that making one message may take.
@@ -86,7 +86,7 @@ def _plain(error: jinja2.TemplateSyntaxError, environment: jinja2.Environment) -
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1)
+    found = near_names(name, known)
     return f" Did you mean {found[0]!r}?" if found else f" There are: {', '.join(sorted(known))}."
 
 

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ValidationError
 
 from taskyard.dotenv_file import read_dotenv
 from taskyard.errors import ConfigurationError
-from taskyard.modelinfo import PREFIX, Key, annotation_of, environment_names, is_list, is_table, near, section_of, sentences
+from taskyard.modelinfo import PREFIX, Key, annotation_of, environment_names, is_list, is_table, section_of, sentences
+from taskyard.spelling import did_you_mean
 from taskyard.tomlfile import read_toml, references, resolve, substitute
 
 #: TASKYARD_ variables that are no settings: for finding the file, for clients, for what the process plugin starts, and for tests.
@@ -111,7 +112,7 @@ class _Reader(Generic[M]):
                 elif isinstance(value, dict):
                     yield from (((section, name, option), inner) for option, inner in value.items())
                 else:
-                    self.problems.append(f"{source}: plugins.{name}: expected a table, [plugins.{name}].{near(name, ('only', 'disabled'))}")
+                    self.problems.append(f"{source}: plugins.{name}: expected a table, [plugins.{name}].{did_you_mean(name, ('only', 'disabled'))}")
 
     def add_variables(self, source: str, variables: Mapping[str, str], lines: Mapping[str, int]) -> None:
         """Leaves from variables; the common names give way to TASKYARD_ ones. An empty variable counts as unset."""
@@ -122,7 +123,7 @@ class _Reader(Generic[M]):
                 if key := self._key_of(name, known):
                     named.append((name, key))
                 else:
-                    self.problems.append(Leaf(value, source, lines.get(name), name).where(()) + f": no such setting.{near(name, known)}")
+                    self.problems.append(Leaf(value, source, lines.get(name), name).where(()) + f": no such setting.{did_you_mean(name, known)}")
         for name, key in named:
             if variables[name]:
                 leaf = Leaf(variables[name], source, lines.get(name), name)

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from taskyard.events import EVENT_TYPES
 from taskyard.notifiers import is_for_operators_only
 from taskyard.plugins import Registry
-from taskyard.validation import nearest, problems_of
+from taskyard.spelling import did_you_mean
+from taskyard.validation import problems_of
 
 ENDS = ("task.succeeded", "task.failed", "task.cancelled", "task.expired")
 MOST = 5
@@ -56,7 +57,7 @@ def problems(registry: Registry, allowed: Collection[str], wishes: Sequence[Wish
         at = f"/notify/{index}"
         if wish.notifier not in possible:
             known = f" Possible: {', '.join(possible)}." if possible else " None is."
-            found.append((f"{at}/notifier", f"not a notifier that submissions may name here.{nearest(wish.notifier, possible) or known}"))
+            found.append((f"{at}/notifier", f"not a notifier that submissions may name here.{did_you_mean(wish.notifier, possible) or known}"))
             continue
         notifier = registry.notifiers[wish.notifier]
         try:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from taskyard.masking import mask_url
+from taskyard.spelling import LONGEST, did_you_mean
 from taskyard.storable import escape_pointer
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
@@ -19,7 +20,6 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 #: A day short of what Python and PostgreSQL drivers can represent, so that no time zone pushes a value over the edge.
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 MAX_PROBLEMS = 20
-LONGEST_SLIP = 100
 
 
 def parse_instant(value: Any) -> datetime:
@@ -47,11 +47,10 @@ def parse_instant(value: Any) -> datetime:
 Instant = Annotated[datetime, BeforeValidator(parse_instant), WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the known word nearest to ``name``, or nothing."""
-    # What is much longer than any of ours is no slip of the hand, and comparing it takes its time.
-    near = difflib.get_close_matches(name, list(known), n=1) if len(name) <= LONGEST_SLIP else []
-    return f" Did you mean {near[0]!r}?" if near else ""
+def unknown_names(names: Iterable[str], known: Collection[str], what: str) -> list[tuple[str, str]]:
+    """Those of ``names`` that are not known, as (JSON pointer, sentence) pairs: the first :data:`MAX_PROBLEMS`, each cut to 100 characters."""
+    unknown = islice((name for name in names if name not in known), MAX_PROBLEMS)
+    return [(f"/{escape_pointer(name[:LONGEST])}", f"unknown {what}.{did_you_mean(name, known)}") for name in unknown]
 
 
 def problems_of(error: ValidationError, sent: Any, known: Iterable[str] = (), prefix: str = "") -> list[tuple[str, str]]:
@@ -66,7 +65,7 @@ def problems_of(error: ValidationError, sent: Any, known: Iterable[str] = (), pr
 def _problem(detail: ErrorDetails, sent: Any, known: Iterable[str], prefix: str) -> tuple[str, str]:
     where = prefix + _pointer(detail, sent)
     if detail["type"] == "extra_forbidden":
-        hint = nearest(str(detail["loc"][-1]), known) if len(detail["loc"]) == 1 else ""
+        hint = did_you_mean(str(detail["loc"][-1]), known) if len(detail["loc"]) == 1 else ""
         return where, f"unknown name.{hint}"
     # A validator of somebody's model may have put the value into its message.
     return where, mask_url(detail["msg"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import gzip
 import json
 from collections.abc import AsyncIterator
@@ -210,6 +211,25 @@ async def test_a_wrong_query_parameter_is_named(client: AsyncClient, query: str,
     body = answer.json()
     assert slug(body) == "invalid-request"
     assert [error["pointer"] for error in body["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/deliveries", "/events", "/tasks/01890a5d-ac96-774b-bcce-b302099a8057/logs"])
+async def test_of_thousands_of_unknown_query_parameters_the_first_few_are_named(client: AsyncClient, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    original = difflib.get_close_matches
+
+    def counting(word: str, *rest: Any, **options: Any) -> list[str]:
+        compared.append(word)
+        return original(word, *rest, **options)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counting)
+    answer = await client.get(f"{path}?" + "&".join(f"statu{number}=x" for number in range(4000)))
+    assert answer.status_code == 422
+    assert len(answer.json()["errors"]) == len(compared) == 20
+    assert "Did you mean 'status'" in answer.json()["errors"][0]["detail"] or path not in ("/tasks", "/deliveries", "/events")
+    long = await client.get(f"{path}?{'x' * 60_000}=1")
+    assert long.status_code == 422
+    assert len(long.content) < 1000
 
 
 async def test_a_mistyped_query_parameter_is_answered_with_the_right_one(client: AsyncClient) -> None:

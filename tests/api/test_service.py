@@ -40,6 +40,7 @@ pytestmark = pytest.mark.anyio
 NOBODY = {
     "dispatcher": "none used the database lately: tasks are accepted, and wait",
     "workers": "none beat within 15 s: tasks are accepted, and wait",
+    "broker": "unknown: no dispatcher has looked lately",
 }
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Row
 from taskyard import routes
 from taskyard.errors import NotFound, Unavailable
 from taskyard.handlers import Handler
-from taskyard.validation import nearest
+from taskyard.spelling import did_you_mean
 from taskyard_api.models import Defaults, NotifierOut, Notifiers, PluginOut, Plugins, RouteState, TaskTypeOut, TaskTypes
 from taskyard_api.routes.answers import problems
 from taskyard_api.service import Serving
@@ -45,7 +45,7 @@ async def get_task_type(service: Serving, type: str) -> TaskTypeOut:
     """Look at one task type, under any name that it answers to."""
     names = service.registry.names
     if type not in names:
-        raise NotFound(f"No installed plugin brings the task type {type[:200]!r}.{nearest(type, names)}")
+        raise NotFound(f"No installed plugin brings the task type {type[:200]!r}.{did_you_mean(type, names)}")
     return _task_type(names[type])
 
 

@@ -14,10 +14,10 @@ from taskyard import logs
 from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, text, write_json
 from taskyard.errors import Outcome
 from taskyard.masking import secrets_in
-from taskyard.modelinfo import near
 from taskyard.notifiers import Event, Notifier, TaskInfo
 from taskyard.plugins import check_routes, is_waiting, load_plugins, route_options
 from taskyard.settings import Route, Settings, load_settings
+from taskyard.spelling import did_you_mean
 from taskyard.testing import NotifierRun, make_event, run_notifier
 
 #: The types that a route may name, and the digest of a route with `every`.
@@ -54,7 +54,9 @@ def send_test(
 def _find(settings: Settings, name: str) -> Route:
     names = [route.name for route in settings.routes]
     if name not in names:
-        known = near(name, names) or (f" There are: {', '.join(map(repr, names))}." if names else " No route is configured: see [[routes]] in taskyard.toml.")
+        known = did_you_mean(name, names) or (
+            f" There are: {', '.join(map(repr, names))}." if names else " No route is configured: see [[routes]] in taskyard.toml."
+        )
         raise typer.BadParameter(f"there is no route {name!r}.{known}", param_hint="ROUTE")
     return settings.routes[names.index(name)]
 
@@ -63,7 +65,7 @@ def _event_type(named: str, route: Route) -> str:
     if not named:
         return "task.failed" if "task.failed" in route.events else route.events[0]
     if named not in EVENT_TYPES:
-        known = near(named, EVENT_TYPES) or f" There are: {', '.join(EVENT_TYPES)}."
+        known = did_you_mean(named, EVENT_TYPES) or f" There are: {', '.join(EVENT_TYPES)}."
         raise typer.BadParameter(f"there is no event {named!r}.{known}", param_hint="--event")
     if named not in (*route.events, "digest"):
         say(f"The route {route.name!r} does not want {named}: only this test sends it there.")

@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taskyard.client.exchange import DEFAULT_URL, check_key, check_url
 from taskyard.errors import ConfigurationError
-from taskyard.modelinfo import near, sentences
+from taskyard.modelinfo import sentences
+from taskyard.spelling import did_you_mean
 from taskyard.tomlfile import read_toml, references, resolve, substitute
 
 
@@ -55,7 +56,7 @@ class Profiles:
             ConfigurationError: there is none, or something is wrong with it.
         """
         if name not in self.tables:
-            raise ConfigurationError(f"{self.path} has no profile {name!r}.{near(name, self.tables)}")
+            raise ConfigurationError(f"{self.path} has no profile {name!r}.{did_you_mean(name, self.tables)}")
         where = f"{self.path}: [{name}]"
         try:
             resolved = {(kind, word): resolve(kind, word, self.path.parent, environment) for _, kind, word in references(self.tables[name])}
@@ -98,9 +99,9 @@ def read(environment: Mapping[str, str]) -> Profiles:
     strange = next((name for name, table in tables.items() if not isinstance(table, dict)), None)
     if strange is not None:
         line = f", line {lines[(strange,)]}" if (strange,) in lines else ""
-        raise ConfigurationError(f"{path}{line}: {strange}: expected a table, such as [{strange}] with a url in it.{near(strange, ['default'])}")
+        raise ConfigurationError(f"{path}{line}: {strange}: expected a table, such as [{strange}] with a url in it.{did_you_mean(strange, ['default'])}")
     if default is not None and default not in tables:
-        raise ConfigurationError(f"{path}: default: there is no profile {default!r}.{near(str(default), tables)}")
+        raise ConfigurationError(f"{path}: default: there is no profile {default!r}.{did_you_mean(str(default), tables)}")
     return Profiles(path, tables, default)
 
 

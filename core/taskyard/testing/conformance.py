@@ -21,6 +21,7 @@ from taskyard.handlers import Handler
 from taskyard.notifiers import Notifier
 from taskyard.plugins import GROUP, Plugin, Registry, load_plugins
 from taskyard.settings import PluginSettings
+from taskyard.spelling import near_names
 from taskyard.testing.fresh import missing_in_a_fresh_process
 from taskyard.testing.fuzzing import first_odd_answer
 from taskyard.testing.payloads import example_payloads, lost_on_the_way, wrong_examples
@@ -66,7 +67,7 @@ def check_plugin(name: str, options: Mapping[str, Any] | None = None, *, fuzz: i
     installed = list(importlib_metadata.entry_points(group=GROUP))
     own = [entry for entry in installed if entry.name == name]
     if not own:
-        near = difflib.get_close_matches(name, [entry.name for entry in installed], n=1)
+        near = near_names(name, [entry.name for entry in installed])
         hint = f" Did you mean {near[0]!r}?" if near else f" Is its distribution installed, with an entry point in the group {GROUP!r}?"
         return [f"No plugin {name!r} is installed.{hint}"]
     try:
