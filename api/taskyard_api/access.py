@@ -102,6 +102,9 @@ class Gate:
         shown = _key_of(scope)
         if not shown:
             raise Unauthorized
+        if key_id := keys.id_of(shown.decode("ascii", "replace")):
+            # For every line about this request, also of one that is refused: the id is no secret.
+            structlog.contextvars.bind_contextvars(key_id=key_id)
         digest = hashlib.sha256(shown).digest()
         known, now = self._known.get(digest), time.monotonic()
         if known and now < min(known.fresh_until, known.ends):

@@ -61,6 +61,7 @@ class Edge:
         finally:
             watch.end(scope, BASE)
             structlog.contextvars.reset_contextvars(**bound)
+            structlog.contextvars.unbind_contextvars("key", "key_id")
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, watch: Watch) -> None:
         started = False

@@ -102,6 +102,25 @@ class TaskOut(Out):
     )
 
 
+class TaskReceipt(Out):
+    """What a key without the scope `tasks:read` gets of a task that it has written to: what it needs to go on, and nothing that the task holds."""
+
+    id: UUID
+    type: str
+    status: Status
+    queue: str
+    priority: int
+    timeout: float = Field(description="Seconds that a run may take.")
+    max_attempts: int
+    attempt: int
+    created_at: datetime
+    updated_at: datetime
+    finished_at: datetime | None
+    next_run_at: datetime | None
+    cancel_requested: Annotated[bool, BeforeValidator(lambda at: at is not None)] = Field(validation_alias="cancel_requested_at")
+    version: int = Field(description="Grows with every change.")
+
+
 class PlaceOut(Out):
     """Where a waiting task stands, without the task."""
 
@@ -238,6 +257,12 @@ class TaskBatch(Out):
     items: list[TaskOut]
 
 
+class TaskReceipts(Out):
+    """Receipts in the order of the tasks that were sent."""
+
+    items: list[TaskReceipt]
+
+
 class ActionOut(Out):
     """What an action came to."""
 
@@ -320,6 +345,8 @@ class Ready(Out):
 
 TASK: TypeAdapter[TaskOut] = TypeAdapter(TaskOut)
 TASK_BATCH: TypeAdapter[TaskBatch] = TypeAdapter(TaskBatch)
+RECEIPT: TypeAdapter[TaskReceipt] = TypeAdapter(TaskReceipt)
+RECEIPT_BATCH: TypeAdapter[TaskReceipts] = TypeAdapter(TaskReceipts)
 TASK_PAGE: TypeAdapter[TaskPage] = TypeAdapter(TaskPage)
 PLACE: TypeAdapter[PlaceOut] = TypeAdapter(PlaceOut)
 EVENT_PAGE: TypeAdapter[EventPage] = TypeAdapter(EventPage)

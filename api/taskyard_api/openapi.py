@@ -8,12 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
 
 from taskyard.plugins import Registry
 from taskyard.subscriptions import open_to_clients
 from taskyard_api import problem_examples, typed, webhooks
 from taskyard_api.access import ANY_KEY, OPEN, rule_for
 from taskyard_api.body import MAX_BATCH
+from taskyard_api.models import RECEIPT_BATCH
 from taskyard_api.parameters import ACTION, DELIVERY_ACTION
 from taskyard_api.patching import PATCH
 from taskyard_api.routes.answers import headers, problems
@@ -80,8 +82,9 @@ def document(app: FastAPI, registry: Registry, *, with_keys: bool, subscriptions
     components = found.setdefault("components", {})
     _name_tasks(found)
     schemas = components.setdefault("schemas", {})
-    for adapter in (PATCH, ACTION, DELIVERY_ACTION):
-        schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
+    sent: list[TypeAdapter[Any]] = [PATCH, ACTION, DELIVERY_ACTION]
+    for adapter in sent + ([RECEIPT_BATCH] if with_keys else []):
+        schema = adapter.json_schema(ref_template="#/components/schemas/{model}", mode="validation" if adapter in sent else "serialization")
         schemas |= schema.pop("$defs", {}) | {schema["title"]: schema}
     schemas |= typed.schemas(set(registry.handlers.values()), set(open_to_clients(registry, subscriptions))) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}
     schemas |= problem_examples.schemas() | webhooks.schemas()
@@ -171,5 +174,18 @@ def _ask_for_keys(found: Schema) -> None:
             continue
         call["security"] = [{"bearer": []}, {"header": []}]
         call["responses"] |= {str(status): description for status, description in problems(401, 403, 429).items() if str(status) not in call["responses"]}
+        if method != "get":
+            _show_receipts(call)
         scope = "any access key" if needed == ANY_KEY else f"the scope `{needed or 'admin'}`"
         call["description"] = f"{call.get('description', '')}\n\nNeeds {scope}.".strip()
+
+
+def _show_receipts(call: Schema) -> None:
+    """A write answers a key without `tasks:read` with receipts of the tasks: see routes/answers.py."""
+    for whole, receipt in (("Task", "TaskReceipt"), ("TaskBatch", "TaskReceipts")):
+        task, withheld = ({"$ref": f"#/components/schemas/{name}"} for name in (whole, receipt))
+        for status in ("200", "201"):
+            content = call["responses"].get(status, {}).get("content", {}).get("application/json", {})
+            shown = content.get("schema", {}).get("anyOf", [content.get("schema")])
+            if task in shown:
+                content["schema"] = {"anyOf": [*shown, withheld]}

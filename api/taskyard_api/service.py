@@ -9,7 +9,8 @@ from typing import Annotated, Concatenate, ParamSpec, TypeVar
 from fastapi import Depends, Request
 from sqlalchemy import Connection, RowMapping
 
-from taskyard import failpoints, gauges, keys, metrics, readiness
+from taskyard import audit, failpoints, gauges, metrics, readiness
+from taskyard.audit import Actor
 from taskyard.keys import Caller
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
@@ -24,6 +25,7 @@ from taskyard_api.live import Feed
 from taskyard_api.measures import Measures
 from taskyard_api.quotas import Quotas
 from taskyard_api.waits import Waits
+from taskyard_api.watch import address_of
 
 #: Every row has a namespace; without keys, all callers share this one.
 NAMESPACE = "default"
@@ -80,14 +82,21 @@ class Service:
         failpoints.hit("verb.committed")
         return done
 
-    async def operate(self, request: Request, name: str, target: str, verb: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """:meth:`write` for an operator's verb: that a key was used for it is recorded with it."""
-        caller = caller_of(request)
+    async def operate(
+        self,
+        request: Request,
+        name: str,
+        target: str | Callable[[R], str],
+        verb: Callable[Concatenate[Connection, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """:meth:`write`, and an entry in the audit: who called, from where, and what for. ``target`` may be made of what the verb answers."""
+        actor = Actor.of_caller(caller_of(request), address_of(request.scope))
 
         def noted(connection: Connection) -> R:
             done = verb(connection, *args, **kwargs)
-            if caller:
-                keys.note(connection, caller, name, target)
+            audit.record(connection, actor, name, target if isinstance(target, str) else target(done))
             return done
 
         return await self.write(noted)
@@ -140,6 +149,12 @@ def namespace_of(request: Request) -> str:
     """The namespace that a request's reads and writes are bound to."""
     caller = caller_of(request)
     return caller.namespace if caller else NAMESPACE
+
+
+def may_read_tasks(request: Request) -> bool:
+    """May a request's caller see payloads, results and whatever else a task holds?"""
+    caller = caller_of(request)
+    return caller is None or caller.may("tasks:read")
 
 
 async def _namespace(request: Request) -> str:

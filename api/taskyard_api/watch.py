@@ -21,12 +21,19 @@ HEADER = b"x-request-id"
 #: What a client may send as its id; anything else is replaced, so that it can break neither a header nor a log.
 _ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+#: Statuses of requests that were refused for who asked, or how often.
+REFUSED = (401, 403, 429)
 #: Seconds after which a request is worth a line.
 SLOW = 1.0
 #: Where a route leaves the id of the task that it made, in the request's scope.
 TASK_ID = "taskyard.task_id"
 #: Where the edge leaves the path that is routed, without the prefix of `api.root_path`.
 ROUTED = "taskyard.routed"
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request came from: an IP address, or nothing by a unix socket. Behind a proxy that is trusted, what its X-Forwarded-For says."""
+    return str((scope.get("client") or ("",))[0])
 
 
 class Watch:
@@ -51,8 +58,11 @@ class Watch:
         # Asked first: a line that nobody reads would cost a tenth of what a loaded service can do.
         if _stdlib.isEnabledFor(level):
             task_id = scope.get(TASK_ID) or scope.get("path_params", {}).get("task_id")
-            task = {"task_id": task_id} if task_id else {}
-            log.log(level, "request.done", method=method, path=route, status=self.status, seconds=round(seconds, 4), **task)
+            more = {"task_id": task_id} if task_id else {}
+            if self.status in REFUSED:
+                # The gate has bound the key's id, wherever one was shown.
+                more |= {"address": address_of(scope)}
+            log.log(level, "request.done", method=method, path=route, status=self.status, seconds=round(seconds, 4), **more)
 
     def _level(self, seconds: float) -> int:
         status = self.status or 500

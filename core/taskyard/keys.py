@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
 from taskyard.errors import InvalidInput, NotFound
 from taskyard.spelling import did_you_mean
-from taskyard.tables import audit, keys
+from taskyard.tables import keys
 
 Scope = Literal["tasks:read", "tasks:write", "metrics:read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -144,6 +144,11 @@ def _live(connection: Connection, which: str, namespace: str) -> Any:
 # --- by the web process, for each key that it does not remember ---------------------------------------------------------
 
 
+def id_of(key: str) -> str | None:
+    """The id in a key, which may be shown and logged; None if it is not shaped like a key."""
+    return matched[1] if (matched := _KEY.fullmatch(key)) else None
+
+
 def is_shaped(key: str) -> bool:
     """Does it look like a key of ours? What does not is nobody's."""
     return _KEY.fullmatch(key) is not None
@@ -173,16 +178,3 @@ def any_live(connection: Connection) -> bool:
 
 def _hash(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
-
-
-# --- who did what with an admin key -------------------------------------------------------------------------------------
-
-
-def note(connection: Connection, caller: Caller, verb: str, target: str) -> None:
-    """Record that a key was used for an operator's verb."""
-    connection.execute(insert(audit).values(key_id=caller.key_id, key_name=caller.name, namespace=caller.namespace, verb=verb, target=target))
-
-
-def noted(connection: Connection, limit: int) -> Sequence[Row[Any]]:
-    """What was recorded, newest first."""
-    return connection.execute(select(audit).order_by(audit.c.id.desc()).limit(limit)).all()

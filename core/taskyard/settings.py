@@ -146,6 +146,7 @@ class RetentionSettings(Section):
     cancelled: Period = Field(None, description="After this time a task that was cancelled is deleted.")
     expired: Period = Field(None, description="After this time a task that expired is deleted.")
     system: Period = Field(None, description="After this time a system event or a digest is deleted, with its deliveries.")
+    audit: Period = Field(None, description="After this time an entry of the audit is deleted.")
 
 
 Amount = Annotated[int | None, Field(ge=1, le=2**31 - 1)]

@@ -36,7 +36,7 @@ from taskyard.statuses import LIVE as LIVE
 from taskyard.statuses import TERMINAL as TERMINAL
 
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
-SCHEMA_REVISION = "0012"
+SCHEMA_REVISION = "0013"
 
 IN_LINE = ("pending", "queued", "running")
 DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
@@ -363,4 +363,14 @@ audit = Table(
     Column("namespace", Text, nullable=False),
     Column("verb", Text, nullable=False),
     Column("target", Text, nullable=False),
+    # Where it came from. Null in rows that the version before has written.
+    Column("address", Text),
+)
+
+# Secrets that all processes of an installation share: see ids.py. Whoever needs one first makes it.
+installation_secrets = Table(
+    "installation_secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
 )

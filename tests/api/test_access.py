@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
 import pytest
+import structlog
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import iter_route_contexts
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import Connection, Engine, text
+from structlog.testing import capture_logs
 
-from taskyard import keys
+from taskyard import audit, keys
+from taskyard.audit import Actor
 from taskyard.errors import InvalidInput
 from taskyard.plugins import Registry
 from taskyard.routes import sync_routes
@@ -22,8 +25,9 @@ from taskyard.settings import ApiSettings, AuthSettings, Settings
 from taskyard_api import access
 from taskyard_api.app import create_app
 from taskyard_api.edge import canonical
+from taskyard_api.models import TaskReceipt
 from tests.api import walk
-from tests.api.conftest import client_of, submit
+from tests.api.conftest import client_of, force, submit
 from tests.api.test_live import reading, served
 
 pytestmark = pytest.mark.anyio
@@ -409,24 +413,166 @@ def test_what_an_address_may_try_runs_out_and_comes_back() -> None:
     assert failures.take("a", 1 / access.PER_SECOND) == 0
 
 
-async def test_an_operators_verb_leaves_who_did_it(app: FastAPI, engine: Engine) -> None:
-    async with with_key(app, new_key(engine, "ops", scopes=("admin",))) as operator:
-        assert (await operator.post("/queues/io/pause")).status_code == 200
-        assert (await operator.post("/queues/nowhere/pause")).status_code == 404
-        assert (await operator.post("/queues/io/resume")).status_code == 200
+#: Every call that changes something, but for submissions: a body that is right, and what the audit says of it.
+CHANGES: dict[tuple[str, str], tuple[Any, str, str]] = {
+    ("PATCH", "/api/v1/tasks/{task_id}"): ({"priority": 9}, "task.update", "{task_id}"),
+    ("POST", "/api/v1/tasks/{task_id}/hold"): (None, "task.hold", "{task_id}"),
+    ("POST", "/api/v1/tasks/{task_id}/release"): (None, "task.release", "{task_id}"),
+    ("POST", "/api/v1/tasks/{task_id}/cancel"): (None, "task.cancel", "{task_id}"),
+    ("POST", "/api/v1/tasks/{task_id}/retry"): (None, "task.retry", "{task_id}"),
+    ("POST", "/api/v1/tasks/actions"): ({"action": "hold", "filter": {"tag": "secret"}}, "tasks.hold", '1 of {{"tag":["secret"]}}'),
+    ("POST", "/api/v1/queues/{name}/pause"): (None, "queue.pause", "io"),
+    ("POST", "/api/v1/queues/{name}/resume"): (None, "queue.resume", "io"),
+    ("POST", "/api/v1/deliveries/{delivery_id}/redeliver"): (None, "delivery.redeliver", "{delivery_id}"),
+    ("POST", "/api/v1/deliveries/actions"): ({"action": "redeliver", "filter": {"route": "all ends"}}, "deliveries.redeliver", '2 of {{"route":["all ends"]}}'),
+}
+
+
+async def test_every_call_that_changes_something_leaves_who_did_it_and_from_where(app: FastAPI, two: Two, engine: Engine) -> None:
+    submissions = {("POST", "/api/v1/tasks"), ("POST", "/api/v1/tasks/batch")}
+    asked = {(method, path) for method, path in walk.calls(app) if method not in ("GET", "HEAD")} - submissions
+    assert asked == set(CHANGES), "a call that changes something has an entry in the audit: say here which"
+    ids = {"task_id": two.task["id"], "delivery_id": two.delivery["id"], "name": "io"}
+    for (method, path), (body, verb, target) in CHANGES.items():
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM audit"))
+            connection.execute(text("UPDATE deliveries SET status = 'dead', next_try_at = NULL"))
+        answer = await two.ours.request(method, f"http://test{walk.address(path, ids)}", json=body)
+        assert answer.status_code == 200, answer.text
+        with engine.connect() as connection:
+            [entry] = audit.entries(connection, 10)
+        found = (entry.key_name, entry.namespace, entry.address, entry.verb, entry.target)
+        assert found == ("a", "ours", "127.0.0.1", verb, target.format(**ids)), path
+        assert entry.key_id in two.ours.headers["Authorization"]
+
+
+async def test_what_was_refused_or_only_counted_is_no_change(two: Two, engine: Engine) -> None:
+    assert (await two.ours.post("/queues/nowhere/pause")).status_code == 404
+    assert (await two.ours.post(f"/tasks/{two.task['id']}/retry")).status_code == 409
+    assert (await two.theirs.post(f"/tasks/{two.task['id']}/cancel")).status_code == 404
+    for of, action in (("tasks", "cancel"), ("deliveries", "redeliver")):
+        assert (await two.ours.post(f"/{of}/actions", json={"action": action, "filter": {}, "dry_run": True})).status_code == 200
     with engine.connect() as connection:
-        assert [(row.key_name, row.verb, row.target) for row in keys.noted(connection, 10)] == [("ops", "queue.resume", "io"), ("ops", "queue.pause", "io")]
+        assert audit.entries(connection, 10) == []
 
 
-async def test_every_operators_call_that_changes_something_records_whose_key_it_was(app: FastAPI) -> None:
-    found = []
-    for route in iter_route_contexts(app.router.routes):
-        for method in set(getattr(route, "methods", None) or ()) - {"GET", "HEAD"}:
-            if access.rule_for(method, sample(str(route.path))) == "admin":
-                endpoint = getattr(route.original_route, "endpoint")  # noqa: B009  # not every route has one
-                assert "operate" in endpoint.__code__.co_names, f"{method} {route.path} goes past Service.operate"
-                found.append(route.path)
-    assert len(found) >= 3
+async def test_without_keys_a_change_is_recorded_with_where_it_came_from(api_settings: Settings, registry: Registry, engine: Engine) -> None:
+    made = create_app(api_settings, registry)
+    async with made.router.lifespan_context(made), client_of(made) as client:
+        assert (await client.post("/queues/io/pause")).status_code == 200
+    with engine.connect() as connection:
+        [entry] = audit.entries(connection, 10)
+    assert (entry.key_id, entry.key_name, entry.address, entry.verb, entry.target) == ("", "", "127.0.0.1", "queue.pause", "io")
+
+
+def test_old_entries_of_the_audit_are_deleted_the_oldest_first(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for day in (3, 2, 1):
+            audit.record(connection, Actor.at_command_line(), "queue.pause", f"{day} days ago")
+            connection.execute(
+                text("UPDATE audit SET time = now() - :day * interval '1 day' WHERE target = :target"), {"day": day, "target": f"{day} days ago"}
+            )
+        assert audit.purge(connection, 36 * 3600, 1) == 1
+        assert [entry.target for entry in audit.entries(connection, 10)] == ["1 days ago", "2 days ago"]
+        assert audit.purge(connection, 36 * 3600, 200) == 1
+        assert audit.purge(connection, 36 * 3600, 200) == 0
+        assert [entry.target for entry in audit.entries(connection, 10)] == ["1 days ago"]
+
+
+async def test_a_refused_request_is_logged_with_its_address_and_the_keys_id_and_never_the_key(
+    app: FastAPI, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="taskyard_api.watch")
+    right = new_key(engine, "reader", scopes=("tasks:read",))
+    id_, secret = right.removeprefix("ty_").split("_", 1)
+    wrong = f"ty_{id_}_{secret[::-1]}"
+    transport = ASGITransport(app, client=("192.0.2.7", 1))
+    async with AsyncClient(transport=transport, base_url="http://test/api/v1") as client:
+        with capture_logs([structlog.contextvars.merge_contextvars]) as lines:
+            assert (await client.get("/tasks")).status_code == 401
+            assert (await client.get("/tasks", headers={"X-API-Key": wrong})).status_code == 401
+            assert (await client.post("/tasks", json={}, headers={"X-API-Key": right})).status_code == 403
+            statuses = {(await client.get("/tasks", headers={"X-API-Key": wrong})).status_code for _ in range(3 * int(access.BURST))}
+            assert statuses == {401, 429}
+            assert (await client.get("/tasks", headers={"X-API-Key": right})).status_code == 200
+            assert (await client.get("/tasks")).status_code == 401, "and nothing is left of the request before"
+    refused = [line for line in lines if line["event"] == "request.done"]
+    assert {(line["status"], line.get("key_id"), line["address"]) for line in refused} == {
+        (401, None, "192.0.2.7"),
+        (401, id_, "192.0.2.7"),
+        (403, id_, "192.0.2.7"),
+        (429, id_, "192.0.2.7"),
+    }
+    assert all(line["log_level"] == "info" for line in refused)
+    assert secret not in str(lines)
+    assert secret[::-1] not in str(lines)
+
+
+SECRETS = ("the payload", "the result", "the tag", "the note", "the unique key", "the progress")
+
+
+@pytest.fixture
+async def kept_secret(app: FastAPI, engine: Engine) -> AsyncIterator[tuple[AsyncClient, dict[str, Any]]]:
+    """A key that may write and not read, and a task that holds secrets, which was submitted with an Idempotency-Key."""
+    async with with_key(app, new_key(engine, "writer", scopes=("tasks:write",))) as writer:
+        held = {"type": "anything", "payload": "the payload", "tags": ["the tag"], "metadata": {"note": "the note"}, "unique_key": "the unique key"}
+        made = await writer.post("/tasks", json=held, headers={"Idempotency-Key": "one"})
+        assert (made.status_code, made.json()["payload"]) == (201, "the payload"), "what the request itself said"
+        yield writer, made.json() | {"sent": held}
+
+
+def ended(engine: Engine, id_: str, status: str) -> None:
+    force(engine, id_, status)
+    with engine.begin() as connection:
+        values = {"id": id_, "result": '"the result"', "progress": '{"message": "the progress"}', "error": '{"message": "the result"}'}
+        connection.execute(text("UPDATE tasks SET result = CAST(:result AS jsonb), progress = CAST(:progress AS jsonb) WHERE id = :id"), values)
+
+
+async def test_a_key_that_may_not_read_learns_nothing_of_a_task_by_writing_to_it(
+    kept_secret: tuple[AsyncClient, dict[str, Any]], app: FastAPI, engine: Engine
+) -> None:
+    writer, task = kept_secret
+    at = f"/tasks/{task['id']}"
+    answers = [await writer.post(f"{at}/{verb}") for verb in ("hold", "release", "hold")]
+    answers += [await writer.patch(at, json=patch) for patch in ({"priority": 1}, {"tags": ["the tag"]}, {"status": "pending"})]
+    ended(engine, task["id"], "failed")
+    answers += [await writer.post(f"{at}/retry"), await writer.post(f"{at}/cancel")]
+    ended(engine, task["id"], "succeeded")
+    again = {"Idempotency-Key": "one"}
+    answers += [await writer.post("/tasks", json=task["sent"], headers=again | more) for more in ({}, {"Prefer": "wait=1"})]
+    batch = {"tasks": [{"type": "anything", "payload": "the payload"}]}
+    many = {"Idempotency-Key": "many"}
+    first, second = [await writer.post("/tasks/batch", json=batch, headers=many) for _ in range(2)]
+    assert (first.status_code, second.status_code) == (201, 200)
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["id"], answer.headers["ETag"]) == (task["id"], f'"{answer.json()["version"]}"')
+        assert set(answer.json()) == set(TaskReceipt.model_fields)
+    assert [set(item) for item in second.json()["items"]] == [set(TaskReceipt.model_fields)]
+    for answer in (*answers, second):
+        assert not [secret for secret in SECRETS if secret in answer.text], answer.text
+    waited = asyncio.create_task(writer.post("/tasks", json={"type": "anything", "payload": "mine"}, headers={"Prefer": "wait=20"}))
+    with engine.connect() as connection:
+        while (made := connection.execute(text("SELECT id FROM tasks WHERE payload = '\"mine\"' AND awaited")).scalar()) is None:
+            await asyncio.sleep(0.01)
+            connection.rollback()
+    ended(engine, str(made), "succeeded")
+    answer = await waited
+    assert (answer.status_code, answer.json()["status"], "the result" in answer.text) == (201, "succeeded", False)
+    async with with_key(app, new_key(engine, "both", scopes=("tasks:read", "tasks:write"))) as both:
+        assert (await both.post("/tasks", json=task["sent"], headers=again)).json()["result"] == "the result"
+
+
+async def test_the_document_says_what_a_key_that_may_not_read_gets_of_a_write(app: FastAPI, engine: Engine) -> None:
+    async with with_key(app, new_key(engine)) as client:
+        paths = (await client.get("http://test/openapi.json")).json()["paths"]
+    task, receipt = ({"$ref": f"#/components/schemas/{name}"} for name in ("Task", "TaskReceipt"))
+    for path in ("/api/v1/tasks/{task_id}/hold", "/api/v1/tasks/{task_id}/retry", "/api/v1/tasks/{task_id}/cancel", "/api/v1/tasks/{task_id}/release"):
+        assert paths[path]["post"]["responses"]["200"]["content"]["application/json"]["schema"] == {"anyOf": [task, receipt]}
+    assert receipt in paths["/api/v1/tasks/{task_id}"]["patch"]["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    for status in ("200", "201"):
+        assert receipt in paths["/api/v1/tasks"]["post"]["responses"][status]["content"]["application/json"]["schema"]["anyOf"]
+    assert paths["/api/v1/tasks/{task_id}"]["get"]["responses"]["200"]["content"]["application/json"]["schema"] == task
 
 
 async def test_the_document_says_which_key_each_call_needs(app: FastAPI, engine: Engine) -> None:

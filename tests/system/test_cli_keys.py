@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from taskyard import keys
+from taskyard import audit, keys
 from taskyard.embedded import running_postgres, start_postgres
+from taskyard.routes import disable, sync_routes
+from taskyard.settings import Route
 from taskyard_migrations.runner import upgrade
 
 Run = subprocess.CompletedProcess[str]
@@ -45,6 +48,48 @@ def test_a_key_is_shown_once_and_listed_rotated_and_revoked_by_its_name(tmp_path
     assert run(tmp_path, "revoke", rotated["id"], DATABASE_URL=database_url).returncode == 0
     assert run(tmp_path, "revoke", "ci", "--namespace", "builds", DATABASE_URL=database_url).returncode == 0
     assert "revoked" in run(tmp_path, "list", DATABASE_URL=database_url).stdout
+
+
+def test_the_audit_has_every_key_that_was_made_rotated_or_revoked_and_by_whom(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    first = json.loads(run(tmp_path, "create", "ci", "--namespace", "builds", "--json", DATABASE_URL=database_url).stdout)
+    assert run(tmp_path, "create", "ci", "--namespace", "builds", DATABASE_URL=database_url).returncode == 1
+    second = json.loads(run(tmp_path, "rotate", "ci", "--namespace", "builds", "--json", DATABASE_URL=database_url).stdout)
+    assert run(tmp_path, "revoke", first["id"], DATABASE_URL=database_url).returncode == 0
+    rest = "of builds: tasks:read, tasks:write"
+    expected = [("key.revoke", f"ci ({first['id']}) {rest}"), ("key.rotate", f"ci ({second['id']}) {rest}"), ("key.create", f"ci ({first['id']}) {rest}")]
+    entries = json.loads(run(tmp_path, "audit", "--json", DATABASE_URL=database_url).stdout)["items"]
+    assert [(entry["verb"], entry["target"]) for entry in entries] == expected
+    assert {entry["address"].partition("@")[2] for entry in entries} == {socket.gethostname()}
+    shown = run(tmp_path, "audit", DATABASE_URL=database_url).stdout
+    for word in (first["id"], "key.rotate", "no key", socket.gethostname()):
+        assert word in shown
+    assert first["key"].split("_", 2)[2] not in shown + json.dumps(entries)
+
+
+def test_the_audit_has_tests_of_routes_replays_and_routes_that_were_switched_on(tmp_path: Path, database_url: str, engine: Engine) -> None:
+    (tmp_path / "taskyard.toml").write_text('[[routes]]\nname = "r"\nnotifier = "log"\nevents = ["task.failed"]\n')
+    with engine.begin() as connection:
+        sync_routes(connection, [Route(name="r", notifier="log", events=("task.failed",))])
+        disable(connection, "r", "gone")
+
+    def notifiers(*arguments: str, url: str = database_url) -> Run:
+        command = [sys.executable, "-m", "taskyard", "notifiers", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env={"PATH": os.environ["PATH"], "DATABASE_URL": url}, capture_output=True, text=True, timeout=120)
+
+    for arguments in (
+        ("test", "r"),
+        ("enable", "r"),
+        ("enable", "r"),
+        ("replay", "--route", "r", "--since", "24h"),
+        ("replay", "--route", "r", "--since", "24h", "--dry-run"),
+    ):
+        assert notifiers(*arguments).returncode == 0, arguments
+    assert notifiers("replay", "--route", "nowhere", "--since", "24h").returncode == 1
+    with engine.connect() as connection:
+        found = [(entry.verb, entry.target.partition(":")[0]) for entry in audit.entries(connection, 10)]
+    assert found == [("route.replay", "r"), ("route.enable", "r"), ("route.test", "r")]
+    alone = notifiers("test", "r", url="postgresql://postgres@127.0.0.1:1/none")
+    assert (alone.returncode, "The audit has no entry of this test: " in alone.stderr) == (0, True), alone.stderr
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,19 @@ async def act_on_tasks(request: Request, service: Serving, namespace: Namespace)
     """
     asked = read_action(await json_object(request))
     filters, verb = service.widened(action_filters(asked["filter"])), asked["action"]
+    sought = to_json(asked["filter"]).decode()
     matched = changed = 0
     last = None
+
+    def counted(moved: Sequence[RowMapping]) -> str:
+        return f"{len(moved)} of {sought}"
+
     while page := await service.read(queries.matching, namespace, filters, PAGE, last):
         last = page[-1].id
         matched += len(page)
         ids = [] if asked.get("dry_run") else [row.id for row in page if row.status in TRANSITIONS[verb]]
         for start in range(0, len(ids), BATCH):
-            moved = await service.write(_act, verb, namespace, filters, ids[start : start + BATCH])
+            moved = await service.operate(request, f"tasks.{verb}", counted, _act, verb, namespace, filters, ids[start : start + BATCH])
             for row in moved:
                 service.moved(row)
             changed += len(moved)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 from pydantic import TypeAdapter
 
 from taskyard.errors import IllegalTransition, InvalidInput, NotFound, TaskyardError, Unavailable, VersionConflict
 from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, RateLimited, TooLarge, Unauthorized, UnsupportedMedia
+from taskyard_api.models import RECEIPT, RECEIPT_BATCH, TASK, TASK_BATCH
 from taskyard_api.problem_examples import INTERNAL_ERROR, Asked, name_of, reference, status_of
 from taskyard_api.problems import MEDIA_TYPE
+from taskyard_api.service import may_read_tasks
 
 _MEANINGS = {
     400: "The body is not JSON.",
@@ -51,6 +53,16 @@ BODY = (400, 408, 413, 415)
 def answer(adapter: TypeAdapter[Any], value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """``value`` (a row or another object) as JSON, by the adapter's model."""
     return Response(adapter.dump_json(adapter.validate_python(value, from_attributes=True)), status, headers, "application/json")
+
+
+def task_answer(request: Request, row: Any, status: int, headers: Mapping[str, str]) -> Response:
+    """A task after a write, as much of it as its caller may read: a key without `tasks:read` gets a receipt."""
+    return answer(TASK if may_read_tasks(request) else RECEIPT, row, status, headers)
+
+
+def tasks_answer(request: Request, rows: Sequence[Any], status: int, headers: Mapping[str, str]) -> Response:
+    """:func:`task_answer` for the tasks of a batch."""
+    return answer(TASK_BATCH if may_read_tasks(request) else RECEIPT_BATCH, {"items": rows}, status, headers)
 
 
 def problems(*wanted: int | type[TaskyardError]) -> dict[int | str, dict[str, Any]]:

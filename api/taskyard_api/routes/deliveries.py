@@ -35,16 +35,20 @@ async def act_on_deliveries(request: Request, service: Serving, namespace: Names
     `matched` counts the deliveries that the filter found, `changed` those of them that are sent again. With `dry_run` nothing is changed.
     """
     asked = read_delivery_action(await json_object(request))
-    filters, target = delivery_action_filters(asked["filter"]), to_json(asked["filter"]).decode()[:500]
+    filters, sought = delivery_action_filters(asked["filter"]), to_json(asked["filter"]).decode()
     matched = changed = 0
     last = None
+
+    def counted(sent: int) -> str:
+        return f"{sent} of {sought}"
+
     while page := await service.read(delivery_lists.matching, namespace, filters, PAGE, last):
         last = page[-1].id
         matched += len(page)
         ids = [] if asked.get("dry_run") else [row.id for row in page if row.status in ENDED]
         for start in range(0, len(ids), BATCH):
             batch = ids[start : start + BATCH]
-            changed += await service.operate(request, "delivery.redeliver", target, deliveries.redeliver_many, namespace, batch, filters.status or ENDED)
+            changed += await service.operate(request, "deliveries.redeliver", counted, deliveries.redeliver_many, namespace, batch, filters.status or ENDED)
         if len(page) < PAGE:
             break
     return Response(to_json({"matched": matched, "changed": changed}), media_type="application/json")

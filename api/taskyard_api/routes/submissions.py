@@ -23,9 +23,9 @@ from taskyard_api.edge import BASE
 from taskyard_api.errors import PayloadTooLarge
 from taskyard_api.fresh import new_task, valid_task
 from taskyard_api.group_commit import Submitted
-from taskyard_api.models import TASK, TASK_BATCH, TaskBatch, TaskOut
+from taskyard_api.models import TaskBatch, TaskOut
 from taskyard_api.prefer import PREFER, applied
-from taskyard_api.routes.answers import BODY, answer, body, headers, problems
+from taskyard_api.routes.answers import BODY, body, headers, problems, task_answer, tasks_answer
 from taskyard_api.service import Service, namespace_of, service_of
 from taskyard_api.submit_options import IDEMPOTENCY_KEY, VALIDATE_ONLY, SubmitOptions, submit_options
 from taskyard_api.watch import TASK_ID
@@ -85,9 +85,10 @@ async def submit_task(request: Request) -> Response:
         headers |= applied(options.wait)
         row = await _waited(service, namespace, id_, options.wait, awaited=not submitted.replayed) or row
     if submitted.replayed:
-        return answer(TASK, row, 200, headers | etag(row["version"]) | _REPLAYED)
+        return task_answer(request, row, 200, headers | etag(row["version"]) | _REPLAYED)
     if "version" in row:
-        return answer(TASK, row, 201, headers | etag(row["version"]))
+        return task_answer(request, row, 201, headers | etag(row["version"]))
+    # Nothing but what the caller has just sent, and what was decided of it.
     return _json(new_task(new, row), 201, headers | etag(1))
 
 
@@ -118,7 +119,7 @@ async def submit_tasks(request: Request) -> Response:
     except InvalidInput as error:
         submitted, quota = await _made_before(service, key, error), {}
     if submitted.replayed:
-        return answer(TASK_BATCH, {"items": submitted.rows}, 200, _REPLAYED | quota)
+        return tasks_answer(request, submitted.rows, 200, _REPLAYED | quota)
     for row in submitted.rows:
         service.submitted(row)
     return _json({"items": [new_task(*pair) for pair in zip(new, submitted.rows, strict=True)]}, 201, quota)

@@ -17,7 +17,7 @@ from taskyard_api.conditions import IF_MATCH, IF_NONE_MATCH, IfMatch, IfNoneMatc
 from taskyard_api.models import EVENT_PAGE, LOG_PAGE, PLACE, TASK, TASK_PAGE, EventPage, LogPage, PlaceOut, TaskOut, TaskPage
 from taskyard_api.parameters import LogQuery, PageQuery, TaskConvertor, TaskId, TaskQuery, task_uuid
 from taskyard_api.prefer import PREFER, Prefer, applied, wait_of
-from taskyard_api.routes.answers import BODY, answer, body, headers, problems
+from taskyard_api.routes.answers import BODY, answer, body, headers, problems, task_answer
 from taskyard_api.service import Namespace, Service, Serving
 
 register_url_convertor("task", TaskConvertor())
@@ -60,7 +60,7 @@ async def change_task(request: Request, service: Serving, namespace: Namespace, 
     """Change a task. A `status` stands for a verb: `cancelled` (cancel), `held` (hold), `pending` (release, or retry of an ended task)."""
     task_uuid(task_id)
     patch = patching.read_patch(await json_object(request))
-    return await _move(service, namespace, partial(patching.apply, patch=patch), task_id, if_match)
+    return await _move(request, service, namespace, "task.update", partial(patching.apply, patch=patch), task_id, if_match)
 
 
 @router.get("/tasks/{task_id}/events", response_model=EventPage, responses=problems(404))
@@ -82,31 +82,31 @@ async def list_task_logs(service: Serving, namespace: Namespace, task_id: TaskId
     return answer(LOG_PAGE, await service.read(queries.task_log, namespace, task_uuid(task_id), query.level, query.limit, query.cursor))
 
 
-async def _move(service: Service, namespace: str, verb: Verb, task_id: str, if_match: list[str] | None) -> Response:
-    row = await service.write(only_if(if_match, verb), namespace, task_uuid(task_id))
+async def _move(request: Request, service: Service, namespace: str, name: str, verb: Verb, task_id: str, if_match: list[str] | None) -> Response:
+    row = await service.operate(request, name, task_id, only_if(if_match, verb), namespace, task_uuid(task_id))
     service.moved(row)
-    return answer(TASK, row, 200, etag(row["version"]))
+    return task_answer(request, row, 200, etag(row["version"]))
 
 
 @router.post("/tasks/{task_id}/cancel", response_model=TaskOut, responses=problems(404, 409, 412) | TAGGED, openapi_extra=ON_CONDITION)
-async def cancel_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+async def cancel_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Cancel a task. One that runs is asked to stop first: it has `cancel_requested` until it has ended."""
-    return await _move(service, namespace, lifecycle.cancel, task_id, if_match)
+    return await _move(request, service, namespace, "task.cancel", lifecycle.cancel, task_id, if_match)
 
 
 @router.post("/tasks/{task_id}/retry", response_model=TaskOut, responses=problems(404, 409, 412, UniqueConflict) | TAGGED, openapi_extra=ON_CONDITION)
-async def retry_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+async def retry_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Run a task again that failed, expired or was cancelled."""
-    return await _move(service, namespace, lifecycle.retry, task_id, if_match)
+    return await _move(request, service, namespace, "task.retry", lifecycle.retry, task_id, if_match)
 
 
 @router.post("/tasks/{task_id}/hold", response_model=TaskOut, responses=problems(404, 409, 412) | TAGGED, openapi_extra=ON_CONDITION)
-async def hold_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+async def hold_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Take a waiting task out of line."""
-    return await _move(service, namespace, lifecycle.hold, task_id, if_match)
+    return await _move(request, service, namespace, "task.hold", lifecycle.hold, task_id, if_match)
 
 
 @router.post("/tasks/{task_id}/release", response_model=TaskOut, responses=problems(404, 409, 412) | TAGGED, openapi_extra=ON_CONDITION)
-async def release_task(service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
+async def release_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Put a held task back in line, or back on its schedule."""
-    return await _move(service, namespace, lifecycle.release, task_id, if_match)
+    return await _move(request, service, namespace, "task.release", lifecycle.release, task_id, if_match)

@@ -33,26 +33,27 @@ def opened(data_dir: Path, role: str) -> Iterator[Engine]:
     """
     settings = load_settings()
     if settings.database.url is not None:
-        with _engine(settings.database, role) as engine:
+        with connected(settings.database, role) as engine:
             yield engine
         return
     from taskyard.embedded import running_postgres, start_postgres  # Here, not above: it needs an extra.
 
     if url := running_postgres(data_dir):
-        with _engine(DatabaseSettings(url=SecretStr(url)), role) as engine:
+        with connected(DatabaseSettings(url=SecretStr(url)), role) as engine:
             yield engine
         return
     server = start_postgres(data_dir)
     try:
         _migrate(server.url)
-        with _engine(DatabaseSettings(url=SecretStr(server.url)), role) as engine:
+        with connected(DatabaseSettings(url=SecretStr(server.url)), role) as engine:
             yield engine
     finally:
         server.stop()
 
 
 @contextmanager
-def _engine(settings: DatabaseSettings, role: str) -> Iterator[Engine]:
+def connected(settings: DatabaseSettings, role: str) -> Iterator[Engine]:
+    """A database whose schema is up to date. Raises Unavailable."""
     engine = sync_engine(settings, role=role, pool_size=1)
     try:
         with outages_named(at=database_url(settings)):

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy import Connection
 
-from taskyard import durations, keys
+from taskyard import audit, durations, keys
+from taskyard.audit import Actor
 from taskyard.cli.database import HERE, DataDir, opened
 from taskyard.cli.output import AsJson, local_time, say, write_json, write_pairs, write_table
 from taskyard.keys import NewKey
@@ -47,6 +48,7 @@ def create(
     """Make a key, and show it: once, now, and never again."""
     with _database(data_dir) as connection:
         made = keys.create(connection, name, namespace=namespace, scopes=_scopes(scopes), lasts=expires)
+        _record(connection, "key.create", made.row)
     _show_new(made, as_json=as_json)
 
 
@@ -78,6 +80,7 @@ def rotate(
     """Make another key like this one. The old one ends after the overlap."""
     with _database(data_dir) as connection:
         made = keys.rotate(connection, which, overlap=overlap, lasts=expires, namespace=namespace)
+        _record(connection, "key.rotate", made.row)
     _show_new(made, as_json=as_json)
 
 
@@ -86,25 +89,31 @@ def revoke(which: Which, namespace: Namespace = "default", data_dir: DataDir = H
     """End a key. Services take note within five seconds."""
     with _database(data_dir) as connection:
         row = keys.revoke(connection, which, namespace=namespace)
+        _record(connection, "key.revoke", row)
     if as_json:
         write_json(_plain(row))
     else:
         say(f"The key {row.name!r} ({row.id}) of {row.namespace!r} is revoked.")
 
 
-@app.command()
-def audit(
+@app.command("audit")
+def show_audit(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Entries at most.")] = 100,
     data_dir: DataDir = HERE,
     as_json: AsJson = False,
 ) -> None:
-    """Show which keys were used for operators' verbs, newest first."""
+    """Show who changed what, by which key and from where, newest first: keys, tasks, queues, deliveries, routes. Submissions are in the tasks' own history."""
     with _database(data_dir) as connection:
-        rows = keys.noted(connection, limit)
+        rows = audit.entries(connection, limit)
     if as_json:
         write_json({"items": [_plain(row) for row in rows]})
-    else:
-        write_table(("TIME", "KEY", "VERB", "TARGET"), [(_time(row.time), f"{row.key_name} ({row.key_id})", row.verb, row.target) for row in rows])
+        return
+    entries = [(_time(row.time), _who(row), row.namespace, row.address, row.verb, row.target) for row in rows]
+    write_table(("TIME", "KEY", "NAMESPACE", "FROM", "VERB", "TARGET"), entries, fold=("KEY", "FROM", "TARGET"))
+
+
+def _who(entry: Any) -> str:
+    return f"{entry.key_name} ({entry.key_id})" if entry.key_id else "no key"
 
 
 # --- what they share ----------------------------------------------------------------------------------------------------
@@ -114,6 +123,11 @@ def audit(
 def _database(data_dir: Path) -> Iterator[Connection]:
     with opened(data_dir, "keys") as engine, engine.begin() as connection:
         yield connection
+
+
+def _record(connection: Connection, verb: str, key: Any) -> None:
+    target = f"{key.name} ({key.id}) of {key.namespace}: {', '.join(key.scopes)}"
+    audit.record(connection, Actor.at_command_line(), verb, target)
 
 
 def _show_new(made: NewKey, *, as_json: bool) -> None:

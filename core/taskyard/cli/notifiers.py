@@ -54,10 +54,12 @@ def _route(state: dict[str, str]) -> str:
 @app.command()
 def enable(route: Annotated[str, typer.Argument(help="The route's name.", metavar="ROUTE")], data_dir: DataDir = HERE) -> None:
     """Switch a route on again whose receiver answered that it wants no more. What died meanwhile: `taskyard deliveries redeliver`."""
-    from taskyard import routes  # Here, not above: the other commands need no database.
+    from taskyard import audit, routes  # Here, not above: the other commands need no database.
 
     with opened(data_dir, "enable") as engine, engine.begin() as connection:
         was_off = routes.enable(connection, route)
+        if was_off:
+            audit.record(connection, audit.Actor.at_command_line(), "route.enable", route)
     say(f"The route {route!r} is on again." if was_off else f"The route {route!r} was on already.")
 
 
@@ -74,10 +76,16 @@ def replay(
 
     Events that the route has a delivery of already are left out: it can be cut off, and run again.
     """
-    from taskyard.replay import Progress, replay  # Here, not above: the other commands need no database.
+    from taskyard import audit, routes  # Here, not above: the other commands need no database.
+    from taskyard.replay import Progress, replay
 
     done, told = Progress(0, 0, 1.0), time.monotonic()
     with opened(data_dir, "replay") as engine:
+        if not dry_run:
+            with engine.begin() as connection:
+                routes.known(connection, route)
+                asked = f"{route}: events from {since.isoformat()} to {until.isoformat() if until else 'now'}"
+                audit.record(connection, audit.Actor.at_command_line(), "route.replay", asked)
         for done in replay(engine, route, since, until or datetime.now(UTC), dry_run=dry_run):
             if time.monotonic() - told > TELL_EVERY:
                 told = time.monotonic()

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from taskyard import logs
 from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, text, write_json
-from taskyard.errors import Outcome
+from taskyard.errors import Outcome, TaskyardError
 from taskyard.masking import secrets_in
 from taskyard.notifiers import Event, Notifier, TaskInfo
 from taskyard.plugins import check_routes, is_waiting, load_plugins, route_options
@@ -33,7 +33,7 @@ def send_test(
 ) -> None:
     """Send a test event to a route now, and say what happened; exit with 1 if it was not delivered.
 
-    It runs here, by the configuration that is here: no database, no broker and no worker is asked.
+    It runs here, by the configuration that is here: no broker and no worker is asked. Where a database is configured and answers, its audit has the test.
     """
     keep_plugins_quiet()
     settings = load_settings()
@@ -41,6 +41,7 @@ def send_test(
     wanted = _event_type(event, chosen)
     run = _run(settings, chosen, wanted)
     said = logs.clean(run.detail)
+    _record(settings, f"{chosen.name}: {wanted}, {run.status}")
     if as_json:
         write_json({"route": chosen.name, "notifier": chosen.notifier, "event": wanted, "status": run.status, "detail": said, "delay": run.delay})
     elif run.status == "delivered":
@@ -49,6 +50,20 @@ def send_test(
         say(f"route {chosen.name!r} to {chosen.notifier!r}: {wanted} is not delivered: {said}. By this answer {AFTERWARDS[run.status]}.")
     if run.status != "delivered":
         raise typer.Exit(1)
+
+
+def _record(settings: Settings, target: str) -> None:
+    """Put the test into the audit, where a database is configured and answers. It is sent all the same where none does."""
+    if settings.database.url is None:
+        return
+    try:
+        from taskyard import audit
+        from taskyard.cli.database import connected
+
+        with connected(settings.database, "test") as engine, engine.begin() as connection:
+            audit.record(connection, audit.Actor.at_command_line(), "route.test", target)
+    except (TaskyardError, ModuleNotFoundError) as error:
+        say(f"The audit has no entry of this test: {error}")
 
 
 def _find(settings: Settings, name: str) -> Route:

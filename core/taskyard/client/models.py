@@ -35,13 +35,16 @@ class TaskError(Answer):
 
 
 class Task(Answer):
-    """A task as it stood when the service answered. ``payload`` and ``result`` are JSON; ``timeout`` is in seconds."""
+    """A task as it stood when the service answered. ``payload`` and ``result`` are JSON; ``timeout`` is in seconds.
+
+    A key without the scope ``tasks:read`` gets neither payload, result, error, progress, tags nor metadata of a task that it writes to.
+    """
 
     id: UUID
     type: str
     #: One of :data:`taskyard.statuses.Status`, or one that only a newer service knows.
     status: str
-    payload: Any
+    payload: Any = None
     priority: int
     queue: str
     run_at: datetime | None = None

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from taskyard import broker_queues, deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
+from taskyard import audit, broker_queues, deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
 from taskyard.backoff import Backoff
 from taskyard.channels import READY
 from taskyard.database_errors import driver_words, is_mistake, is_outage
@@ -293,6 +293,8 @@ class Dispatcher:
             gone = idempotency.purge(connection, self._settings.api.idempotency_period, BATCH)
             if self._settings.retention.system is not None:
                 gone = max(gone, retention.purge_system(connection, self._settings.retention.system, BATCH))
+            if self._settings.retention.audit is not None:
+                gone = max(gone, audit.purge(connection, self._settings.retention.audit, BATCH))
         if not self._purge_tasks(now + PURGE_FOR) or gone == BATCH:
             self._purge_at = now + PURGE_AGAIN
 
