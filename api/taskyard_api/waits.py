@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 PULSE, PULSE_TIMEOUT = 10.0, 2.0
 #: Seconds until a listening connection that was lost, or could not be had, is tried again.
 PAUSE = 0.5
+#: Seconds until a look is repeated that found a task's row locked, so that it could not note the wait in it. They double up to the second.
+LOCKED, LOCKED_LONGEST = 0.005, 0.1
 #: Tasks that one look asks for.
 PAGE = 500
 
@@ -73,6 +75,7 @@ class Waits:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
+        pause = LOCKED
         if not self._closed and (self._keeper is None or self._keeper.done()):
             # It is for many requests: none of their ids belongs in its log lines.
             self._keeper = asyncio.create_task(self._listen(), context=Context())
@@ -81,13 +84,14 @@ class Waits:
             self._waiting.setdefault(task_id, set()).add(news)
             try:
                 row = await self._look(namespace, task_id, awaited)
-                # Once is enough, for its lives after a retry too.
-                awaited = True
                 if row["ended"] is not None or self._closed or loop.time() >= end:
                     return row
+                # Noted once, it stays noted, for lives after a retry too.
+                awaited = row["awaited"]
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(end):
+                    async with asyncio.timeout_at(end if awaited else min(end, loop.time() + pause)):
                         await news
+                pause = min(pause * 2, LOCKED_LONGEST)
             finally:
                 self._forget(task_id, news)
 
@@ -117,10 +121,8 @@ class Waits:
                     one.answer.set_exception(trouble or NotFound(f"There is no task {one.task[1]} here."))
 
     async def _rows_of(self, tasks: list[tuple[str, UUID]], *, note: bool) -> dict[tuple[str, UUID], RowMapping]:
-        """The tasks' rows; ``note`` in those that live that somebody waits. Else it is one round trip, where a transaction is four."""
-        if note:
-            return await self._database.write(lifecycle.await_ends, tasks)
-        return await self._database.single(lifecycle.look_at, tasks)
+        """The tasks' rows; ``note`` in those that live that somebody waits."""
+        return await self._database.single(lifecycle.await_ends if note else lifecycle.look_at, tasks)
 
     def _forget(self, task_id: UUID, news: asyncio.Future[None]) -> None:
         waiting = self._waiting.get(task_id, set())

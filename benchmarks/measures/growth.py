@@ -143,7 +143,7 @@ def _submit(connection: Connection) -> object:
 
 def _claim(place: Place, connection: Connection, count: int = 1) -> object:
     """The head of the line to this worker. (It stays running: nobody reaps here.)"""
-    hints = lifecycle.dispatch(connection, "default", "sync", count, 3600)
+    hints = lifecycle.dispatch(connection, "default", "sync", count, 3600).hints
     return lifecycle.claim(connection, place.worker, "default", "sync", [hint.id for hint in hints], TYPES, 60.0)
 
 
@@ -153,7 +153,7 @@ def _live(place: Place, lives: int) -> None:
         with place.engine.begin() as connection:
             lifecycle.submit(connection, [_new() for _ in range(AT_ONCE)])
         with place.engine.begin() as connection:
-            hints = lifecycle.dispatch(connection, "default", "sync", AT_ONCE, 3600)
+            hints = lifecycle.dispatch(connection, "default", "sync", AT_ONCE, 3600).hints
             rows = lifecycle.claim(connection, place.worker, "default", "sync", [hint.id for hint in hints], TYPES, 60.0)
         with place.engine.begin() as connection:
             lifecycle.finish(connection, [Finished(row["id"], row["fence"], "succeeded", result="null") for row in rows], 3)

@@ -27,12 +27,12 @@ ENDED = ("delivered", "dead")
 
 _DISPATCH = text(
     f"""
-WITH due AS (
+WITH due AS MATERIALIZED (
   SELECT id, route, task_id, attempt, status = 'sending' AS lost, status = 'sending' AND attempt >= :max_attempts AS spent
   FROM deliveries
   WHERE next_try_at <= now() AND (slot_at IS NOT NULL OR route NOT IN (SELECT name FROM routes WHERE gap IS NOT NULL))
   ORDER BY next_try_at LIMIT :limit FOR UPDATE SKIP LOCKED
-), judged AS (
+), judged AS MATERIALIZED (
   SELECT due.*, CASE WHEN r.name IS NOT NULL THEN 'the route is switched off: ' || COALESCE(r.disabled_reason, '')
       WHEN s.n IS NOT NULL THEN 'the subscription has ended' END AS refused,
     due.task_id <> '{NO_TASK}' AND EXISTS (SELECT FROM deliveries e WHERE e.task_id = due.task_id AND e.route = due.route AND e.id < due.id
@@ -54,11 +54,11 @@ FROM judged j WHERE d.id = j.id RETURNING d.id, d.notifier, d.status"""
 # slot that was missed by a minute (there was no dispatcher, or no broker) is given anew, so that what was missed does not come at once.
 _SLOTS = text(
     """
-WITH limited AS (
+WITH limited AS MATERIALIZED (
   SELECT name, gap, GREATEST(now(), free_at) AS free FROM routes WHERE gap IS NOT NULL ORDER BY name FOR UPDATE
-), head AS (
+), head AS MATERIALIZED (
   SELECT id, route, status, slot_at FROM deliveries WHERE next_try_at <= now() ORDER BY next_try_at LIMIT :limit FOR UPDATE SKIP LOCKED
-), numbered AS (
+), numbered AS MATERIALIZED (
   SELECT head.id, limited.name, limited.gap,
     limited.free + (row_number() OVER (PARTITION BY limited.name ORDER BY head.id) - 1) * limited.gap * interval '1 second' AS slot
   FROM head JOIN limited ON limited.name = head.route
@@ -102,21 +102,22 @@ def dispatch(connection: Connection, limit: int, lease: float, max_attempts: int
     return due
 
 
+_QUEUED = "queued AS MATERIALIZED (SELECT id FROM deliveries WHERE id = ANY (CAST(:ids AS bigint[])) AND status = 'queued' ORDER BY id FOR UPDATE)"
+_WITHDRAW = text(f"WITH {_QUEUED} UPDATE deliveries d SET status = 'pending', next_try_at = now() FROM queued WHERE d.id = queued.id")
+
+
 def withdraw(connection: Connection, ids: Sequence[int]) -> None:
     """Make queued deliveries due now: their messages could not be published."""
-    connection.execute(
-        text("UPDATE deliveries SET status = 'pending', next_try_at = now() WHERE id = ANY (CAST(:ids AS bigint[])) AND status = 'queued'"),
-        {"ids": list(ids)},
-    )
+    connection.execute(_WITHDRAW, {"ids": list(ids)})
 
 
 _CLAIM = text(
     f"""
-WITH mine AS (
-  UPDATE deliveries SET status = 'sending', attempt = attempt + 1, fence = fence + 1,
+WITH {_QUEUED}, mine AS (
+  UPDATE deliveries d SET status = 'sending', attempt = attempt + 1, fence = fence + 1,
     next_try_at = now() + :lease * interval '1 second', updated_at = now()
-  WHERE id = ANY (CAST(:ids AS bigint[])) AND status = 'queued'
-  RETURNING *
+  FROM queued WHERE d.id = queued.id
+  RETURNING d.*
 )
 SELECT mine.id, mine.route, mine.notifier, mine.attempt, mine.fence, e.id AS event_id, e.type AS event, e.time, e.task_id,
   e.attempt AS task_attempt, e.data, e.namespace, COALESCE(t.type, '') AS type, COALESCE(t.queue, e.data ->> 'queue', '') AS queue,
@@ -148,30 +149,34 @@ class Tried:
 
 
 # The next one of the task by the route may have waited for this: it is due now. Whatever became of the try: one that failed holds up no
-# other for the hours until it is tried again.
+# other for the hours until it is tried again. It is made due even if it looks due: a dispatch that still sees this try may be about to let
+# it wait.
 _FINISH = text(
     f"""
-WITH done AS (
-UPDATE deliveries d SET
-  status = b.becomes,
-  delivered_at = CASE WHEN b.becomes = 'delivered' THEN now() END,
-  next_try_at = CASE WHEN b.becomes = 'pending' THEN now() + s.delay * interval '1 second' END,
-  slot_at = NULL,
-  tries = d.tries || jsonb_build_array(jsonb_build_object('attempt', d.attempt, 'time', now(), 'outcome',
-    CASE s.outcome WHEN 'delivered' THEN 'delivered' ELSE 'failed' END, 'detail', s.detail, 'duration', s.duration)),
-  updated_at = now()
-FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id bigint, fence bigint, outcome text, detail text, delay float8, duration float8)
-  JOIN LATERAL (SELECT CASE
-    WHEN s.outcome = 'delivered' THEN 'delivered'
-    WHEN s.outcome = 'dead' OR (SELECT attempt FROM deliveries WHERE id = s.id) >= :max_attempts THEN 'dead'
-    ELSE 'pending' END AS becomes) b ON true
-WHERE d.id = s.id AND d.fence = s.fence AND d.status = 'sending'
-RETURNING d.id, d.status, d.route, d.task_id
+WITH said AS MATERIALIZED (
+  SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id bigint, fence bigint, outcome text, detail text, delay float8, duration float8)
+), mine AS MATERIALIZED (
+  SELECT said.*, CASE
+      WHEN said.outcome = 'delivered' THEN 'delivered'
+      WHEN said.outcome = 'dead' OR d.attempt >= :max_attempts THEN 'dead'
+      ELSE 'pending' END AS becomes
+  FROM said JOIN deliveries d ON d.id = said.id AND d.fence = said.fence AND d.status = 'sending' ORDER BY d.id FOR UPDATE OF d
+), done AS (
+  UPDATE deliveries d SET
+    status = s.becomes,
+    delivered_at = CASE WHEN s.becomes = 'delivered' THEN now() END,
+    next_try_at = CASE WHEN s.becomes = 'pending' THEN now() + s.delay * interval '1 second' END,
+    slot_at = NULL,
+    tries = d.tries || jsonb_build_array(jsonb_build_object('attempt', d.attempt, 'time', now(), 'outcome',
+      CASE s.outcome WHEN 'delivered' THEN 'delivered' ELSE 'failed' END, 'detail', s.detail, 'duration', s.duration)),
+    updated_at = now()
+  FROM mine s WHERE d.id = s.id
+  RETURNING d.id, d.status, d.route, d.task_id
 ), next AS (
   UPDATE deliveries n SET next_try_at = now() FROM done
   WHERE done.task_id <> '{NO_TASK}' AND n.id = (SELECT o.id FROM deliveries o WHERE o.task_id = done.task_id AND o.route = done.route
       AND o.next_try_at IS NOT NULL AND o.id > done.id ORDER BY o.id LIMIT 1)
-    AND n.status = 'pending' AND n.attempt = 0 AND n.next_try_at > now() AND (n.slot_at IS NULL OR n.slot_at <= now())
+    AND n.status = 'pending' AND n.attempt = 0 AND (n.slot_at IS NULL OR n.slot_at <= now())
 )
 SELECT id, status, route, task_id FROM done"""
 )
@@ -203,7 +208,7 @@ def _switch_off(connection: Connection, route: str, task_id: UUID, reason: str) 
 
 _REDELIVER_MANY = text(
     """
-WITH ended AS (
+WITH ended AS MATERIALIZED (
   SELECT id FROM deliveries
   WHERE id = ANY (CAST(:ids AS bigint[])) AND namespace = :namespace AND status = ANY (CAST(:statuses AS text[])) ORDER BY id FOR UPDATE
 )

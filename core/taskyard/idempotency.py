@@ -64,9 +64,11 @@ def replay(connection: Connection, key: IdempotencyKey) -> list[RowMapping] | No
 
 _PURGE = text(
     """
-DELETE FROM idempotency_keys WHERE (namespace, key) IN (
+WITH old AS MATERIALIZED (
   SELECT namespace, key FROM idempotency_keys WHERE created_at < now() - :age * interval '1 second'
-  ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED)"""
+  ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED
+)
+DELETE FROM idempotency_keys k USING old WHERE k.namespace = old.namespace AND k.key = old.key"""
 )
 
 

@@ -6,6 +6,10 @@ together. The caller commits. A row that somebody else moved first is not touche
 
 Verbs of machines take many tasks at once, as JSON rows, so that callers can share a statement and a commit.
 
+A statement that moves several rows locks them first, ordered by id, in a CTE of its own; every SELECT between that lock and the
+UPDATE is MATERIALIZED. PostgreSQL re-checks a row that it had to wait for with a plan of its own, which runs inlined queries again
+on the old snapshot: without MATERIALIZED, other rows of the statement get lost (tests/core/test_locked_rows.py).
+
 ===========  =========================================================  ==============================================
 status       who enters                                                 who leaves
 ===========  =========================================================  ==============================================
@@ -200,7 +204,7 @@ def unique_key_holders(connection: Connection, namespace: str, unique_keys: Iter
 
 _PROMOTE = text(
     """
-WITH due AS (
+WITH due AS MATERIALIZED (
   SELECT id FROM tasks WHERE next_run_at <= now() AND status IN ('scheduled', 'pending')
   ORDER BY next_run_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
@@ -216,21 +220,28 @@ def promote(connection: Connection, limit: int = 1000) -> list[tuple[str, str]]:
 
 # Stale queued rows are dispatched again in the same breath: that is the sweep. They stand at the head of the line, where
 # this statement passes anyway, so finding them costs nothing.
-_DISPATCH = text(
-    """
-WITH ready AS (
-  SELECT id, status FROM tasks
-  WHERE queue = :queue AND lane = :lane AND in_line
+_READY = """queue = :queue AND lane = :lane AND in_line
     AND (status = 'pending' OR (status = 'queued' AND queued_at < now() - :stale * interval '1 second'))
     AND (expires_at IS NULL OR expires_at > now())
-    AND NOT EXISTS (SELECT 1 FROM queues q WHERE q.name = :queue AND q.paused_at IS NOT NULL)
+    AND NOT EXISTS (SELECT 1 FROM queues q WHERE q.name = :queue AND q.paused_at IS NOT NULL)"""
+# The last row, without an id, says that a ready task's row was locked. It is only looked for where room was left: a look at the head
+# of the line without locks, which stops at the first such task.
+_DISPATCH = text(
+    f"""
+WITH ready AS MATERIALIZED (
+  SELECT id, status FROM tasks
+  WHERE {_READY}
   ORDER BY priority DESC, id LIMIT :room FOR UPDATE SKIP LOCKED
 ), moved AS (
   UPDATE tasks t SET status = 'queued', queued_at = now(), updated_at = now(), version = version + 1
   FROM ready WHERE t.id = ready.id
   RETURNING t.id, t.type, t.priority, ready.status = 'queued' AS swept
 )
-SELECT id, type, priority, swept FROM moved ORDER BY priority DESC, id"""
+SELECT id, type, priority, swept FROM moved
+UNION ALL
+SELECT NULL, NULL, NULL, NULL WHERE (SELECT count(*) FROM ready) < :room
+  AND EXISTS (SELECT 1 FROM tasks WHERE {_READY} AND id NOT IN (SELECT id FROM ready))
+ORDER BY priority DESC NULLS LAST, id"""
 )
 
 
@@ -244,27 +255,43 @@ class Hint:
     swept: bool = False
 
 
-def dispatch(connection: Connection, queue: str, lane: str, room: int, stale: float) -> list[Hint]:
-    """Mark the first ``room`` ready tasks of a queue's lane as queued, most urgent first. Publish after the commit.
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """The tasks that a dispatch marked as queued, most urgent first. ``skipped``: it passed over a ready task, because another transaction
+    holds its row; that transaction may leave it ready without telling anybody.
+    """
+
+    hints: Sequence[Hint]
+    skipped: bool
+
+
+def dispatch(connection: Connection, queue: str, lane: str, room: int, stale: float) -> Dispatched:
+    """Mark the first ``room`` ready tasks of a queue's lane as queued. Publish their hints after the commit.
 
     Tasks queued longer than ``stale`` seconds ago count as ready: their message was lost.
     """
-    rows = connection.execute(_DISPATCH, {"queue": queue, "lane": lane, "room": room, "stale": stale})
-    return [Hint(*row) for row in rows.all()]
+    rows = connection.execute(_DISPATCH, {"queue": queue, "lane": lane, "room": room, "stale": stale}).all()
+    hints = [Hint(*row) for row in rows if row.id is not None]
+    return Dispatched(hints, skipped=len(hints) < len(rows))
+
+
+_WITHDRAW = text(
+    """
+WITH queued AS MATERIALIZED (
+  SELECT id FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) AND status = 'queued' ORDER BY id FOR UPDATE
+)
+UPDATE tasks t SET status = 'pending', queued_at = NULL, updated_at = now(), version = version + 1 FROM queued WHERE t.id = queued.id"""
+)
 
 
 def withdraw(connection: Connection, ids: Iterable[UUID]) -> int:
     """Put queued tasks back in line: their messages could not be published, or a worker has no room for them."""
-    statement = text(
-        "UPDATE tasks SET status = 'pending', queued_at = NULL, updated_at = now(), version = version + 1 "
-        "WHERE id IN (SELECT id FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) AND status = 'queued' ORDER BY id FOR UPDATE)"
-    )
-    return connection.execute(statement, {"ids": list(ids)}).rowcount
+    return connection.execute(_WITHDRAW, {"ids": list(ids)}).rowcount
 
 
 _EXPIRE = text(
     f"""
-WITH due AS (
+WITH due AS MATERIALIZED (
   SELECT id FROM tasks
   WHERE expires_at <= now() AND expires_at IS NOT NULL AND ended IS NULL AND status IN ('scheduled', 'pending', 'queued', 'held')
   ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
@@ -298,7 +325,7 @@ _REAP = text(
     f"""
 WITH dead AS (
   DELETE FROM workers WHERE id = ANY (CAST(:workers AS uuid[])) RETURNING id, name
-), orphaned AS (
+), orphaned AS MATERIALIZED (
   SELECT t.id, dead.id AS worker_id, dead.name FROM tasks t JOIN dead ON dead.id = t.worker_id
   WHERE t.in_line AND t.status = 'running' ORDER BY t.id FOR UPDATE OF t
 ), moved AS (
@@ -382,25 +409,25 @@ def cancel_requests(connection: Connection, ids: Iterable[UUID]) -> list[UUID]:
 # task steps back in line. So priorities hold even against what the broker already has in another order.
 _CLAIM = text(
     f"""
-WITH me AS (
+WITH me AS MATERIALIZED (
   SELECT id, name FROM workers WHERE id = :worker FOR KEY SHARE
-), hinted AS (
+), hinted AS MATERIALIZED (
   SELECT id, type, priority, expires_at FROM tasks
   WHERE id = ANY (CAST(:ids AS uuid[])) AND status = 'queued' AND queue = :queue AND lane = :lane AND EXISTS (SELECT 1 FROM me)
   ORDER BY id FOR UPDATE
-), better AS (
+), better AS MATERIALIZED (
   SELECT id, priority FROM tasks
   WHERE queue = :queue AND lane = :lane AND in_line AND status IN ('pending', 'queued')
     AND priority > (SELECT min(priority) FROM hinted)
     AND type = ANY (CAST(:types AS text[])) AND (expires_at IS NULL OR expires_at > now())
   ORDER BY priority DESC, id LIMIT :slots FOR UPDATE SKIP LOCKED
-), taken AS (
+), taken AS MATERIALIZED (
   SELECT id FROM (
     SELECT id, priority FROM hinted WHERE type = ANY (CAST(:types AS text[])) AND (expires_at IS NULL OR expires_at > now())
     UNION SELECT id, priority FROM better) AS candidate
   WHERE NOT EXISTS (SELECT 1 FROM queues q WHERE q.name = :queue AND q.paused_at IS NOT NULL)
   ORDER BY priority DESC, id LIMIT :slots
-), chosen AS (
+), chosen AS MATERIALIZED (
   SELECT id, true AS run, false AS unknown FROM taken
   UNION ALL
   SELECT id, false, type <> ALL (CAST(:types AS text[])) FROM hinted WHERE id NOT IN (SELECT id FROM taken)
@@ -455,10 +482,10 @@ def claim(
 
 _FINISH = text(
     f"""
-WITH said AS (
+WITH said AS MATERIALIZED (
   SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id uuid, fence bigint, outcome text, result text, error jsonb, delay float8,
     reason text)
-), decided AS (
+), decided AS MATERIALIZED (
   SELECT said.*, clock_timestamp() AS at, CASE
       WHEN said.outcome IN ('succeeded', 'failed', 'cancelled') THEN said.outcome
       WHEN said.outcome = 'lost' AND t.lost + 1 > :max_lost THEN 'failed'
@@ -525,9 +552,9 @@ def strays(connection: Connection, worker: UUID, known: Mapping[UUID, int]) -> l
 
 _PROGRESS = text(
     f"""
-WITH said AS (
+WITH said AS MATERIALIZED (
   SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id uuid, fence bigint, progress jsonb)
-), mine AS (
+), mine AS MATERIALIZED (
   SELECT said.* FROM said JOIN tasks t ON t.id = said.id AND t.fence = said.fence AND t.status = 'running' ORDER BY said.id FOR UPDATE OF t
 ), moved AS (
   UPDATE tasks t SET progress = mine.progress, updated_at = now(), version = t.version + 1
@@ -558,22 +585,24 @@ class _Verb:
     many: TextClause
 
 
+_HELD = "held AS MATERIALIZED (SELECT id FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE), "
+
+
 def _verb(moves: str, guard: str, event: str, data: str = "'{}'::jsonb", answer: str = "") -> _Verb:
-    def statement(which: str, columns: str) -> TextClause:
+    def statement(which: str, columns: str, *, locked: str = "", held: str = "") -> TextClause:
         return text(
             f"""
-WITH moved AS (
+WITH {locked}moved AS (
   UPDATE tasks t SET {moves}, updated_at = now(), version = t.version + 1
-  WHERE {which} AND t.namespace = :namespace AND {guard}
+  {held}WHERE {which} AND t.namespace = :namespace AND {guard}
   RETURNING t.*, {event} AS event, {data} AS data
 )"""
             + _TAIL
             + f"SELECT {columns}{answer} FROM moved"
         )
 
-    # Locked in the order that all lock in who move many.
-    locked = "t.id IN (SELECT id FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE)"
-    return _Verb(statement("t.id = :id", "*"), statement(locked, "id, type, queue, lane, status"))
+    many = statement("t.id = held.id", "id, type, queue, lane, status", locked=_HELD, held="FROM held ")
+    return _Verb(statement("t.id = :id", "*"), many)
 
 
 # A task that runs is asked first; its worker hears of it by NOTIFY at once, and at its next beat at the latest.
@@ -691,21 +720,29 @@ def update(connection: Connection, namespace: str, task_id: UUID, changes: Mappi
     raise _refusal("update", _current(connection, namespace, task_id))
 
 
+# Skips locked rows: a statement that waits for one row while it holds others can deadlock with a commit of a worker's ledger.
 _AWAIT = text(
     """
-UPDATE tasks SET awaited = true WHERE id IN (
-  SELECT t.id FROM unnest(CAST(:ids AS uuid[]), CAST(:namespaces AS text[])) AS asked(id, namespace) JOIN tasks t USING (id, namespace)
-  WHERE t.ended IS NULL AND NOT t.awaited ORDER BY t.id FOR UPDATE OF t)"""
+WITH asked AS MATERIALIZED (
+  SELECT * FROM unnest(CAST(:ids AS uuid[]), CAST(:namespaces AS text[])) AS asked(id, namespace)
+), live AS MATERIALIZED (
+  SELECT t.id FROM asked JOIN tasks t USING (id, namespace) WHERE t.ended IS NULL AND NOT t.awaited ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+), marked AS (
+  UPDATE tasks t SET awaited = true FROM live WHERE t.id = live.id RETURNING t.*
+)
+SELECT * FROM marked
+UNION ALL
+SELECT t.* FROM asked JOIN tasks t USING (id, namespace) WHERE t.id NOT IN (SELECT id FROM live)"""
 )
 
 
 def await_ends(connection: Connection, asked: Sequence[tuple[str, UUID]]) -> dict[tuple[str, UUID], RowMapping]:
-    """The rows of tasks, by (namespace, id); the transactions that end those that live will notify ENDED. That is no move: versions stay.
+    """The rows of tasks, by (namespace, id). The transactions that end those that are ``awaited`` in the answer will notify ENDED.
 
-    Waits for whoever is ending one of them now, and then shows its end. A task that is not there is missing.
+    That is no move: versions stay. A task that is not there is missing. A live one that isn't ``awaited`` in the answer was being moved
+    at that moment: ask again soon.
     """
-    connection.execute(_AWAIT, _these(asked))
-    return look_at(connection, asked)
+    return {(row["namespace"], row["id"]): row for row in connection.execute(_AWAIT, _these(asked)).mappings()}
 
 
 _LOOK = text("SELECT t.* FROM unnest(CAST(:ids AS uuid[]), CAST(:namespaces AS text[])) AS asked(id, namespace) JOIN tasks t USING (id, namespace)")

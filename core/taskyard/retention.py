@@ -31,9 +31,9 @@ SELECT namespace, clock_timestamp() AS now FROM walk WHERE namespace IS NOT NULL
 # sent keeps its task.
 _PURGE = text(
     """
-WITH page AS (
+WITH page AS MATERIALIZED (
   SELECT id FROM tasks WHERE namespace = :namespace AND ended = :status AND id > :after AND id < :id ORDER BY id LIMIT :limit
-), old AS (
+), old AS MATERIALIZED (
   SELECT t.id FROM page JOIN tasks t USING (id)
   WHERE t.ended = :status AND t.finished_at < :before
     AND NOT EXISTS (SELECT FROM deliveries d WHERE d.task_id = t.id AND d.next_try_at IS NOT NULL)
@@ -54,7 +54,7 @@ SELECT (SELECT count(*) FROM gone) AS gone, (SELECT count(*) FROM page) AS read,
 # Events of no task stand together in the index by task, oldest first.
 _PURGE_SYSTEM = text(
     """
-WITH old AS (
+WITH old AS MATERIALIZED (
   SELECT id FROM events e WHERE id IN (SELECT id FROM events WHERE task_id = :none ORDER BY task_id, id LIMIT :limit)
     AND time < now() - :seconds * interval '1 second'
     AND NOT EXISTS (SELECT FROM deliveries d WHERE d.event_id = e.id AND d.next_try_at IS NOT NULL)

@@ -21,9 +21,9 @@ SHORTEST: Final = 64
 # Joined in the order that it is said in: the ids that are drawn for it tell that order for ever.
 _WRITE = text(
     """
-WITH said AS (
+WITH said AS MATERIALIZED (
   SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb)) AS s(id uuid, fence bigint, dropped bigint, lines jsonb)
-), mine AS (
+), mine AS MATERIALIZED (
   SELECT t.id, t.fence, t.attempt, said.dropped, said.lines FROM said JOIN tasks t ON t.id = said.id AND t.fence = said.fence AND t.status = 'running'
   ORDER BY said.id FOR UPDATE OF t
 ), kept AS (

@@ -65,11 +65,11 @@ async def test_a_paused_queue_stops_dispatch_and_resume_starts_it(client: AsyncC
     assert (paused.status_code, paused.json()["paused"]) == (200, True)
     assert (await queues(client))["default"]["paused"] is True
     with engine.begin() as connection:
-        assert lifecycle.dispatch(connection, "default", "sync", 10, 60) == []
+        assert lifecycle.dispatch(connection, "default", "sync", 10, 60).hints == []
     resumed = await client.post("/queues/default/resume")
     assert (resumed.status_code, resumed.json()["paused"]) == (200, False)
     with engine.begin() as connection:
-        assert len(lifecycle.dispatch(connection, "default", "sync", 10, 60)) == 1
+        assert len(lifecycle.dispatch(connection, "default", "sync", 10, 60).hints) == 1
 
 
 async def test_pausing_twice_and_resuming_what_runs_is_no_error(client: AsyncClient) -> None:

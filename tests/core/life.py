@@ -58,7 +58,7 @@ class Life:
 
     def dispatch(self, queue: str = "default", lane: str = "sync", room: int = 100, stale: float = STALE) -> list[lifecycle.Hint]:
         with self.engine.begin() as connection:
-            return lifecycle.dispatch(connection, queue, lane, room, stale)
+            return list(lifecycle.dispatch(connection, queue, lane, room, stale).hints)
 
     def claim(self, worker: UUID, *ids: UUID, queue: str = "default", lane: str = "sync", types: Sequence[str] = TYPES) -> list[RowMapping]:
         with self.engine.begin() as connection:

@@ -195,9 +195,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(queue=queue, room=st.integers(1, 4))
     def dispatch(self, queue: str, room: int) -> None:
-        hints = self._one(lambda c: lifecycle.dispatch(c, queue, "sync", room, STALE))
+        hints = self._one(lambda c: lifecycle.dispatch(c, queue, "sync", room, STALE).hints)
         assert [hint.id for hint in hints] == self.model.dispatch(queue, room)
-        assert self._one(lambda c: lifecycle.dispatch(c, queue, "async", room, STALE)) == []
+        assert self._one(lambda c: lifecycle.dispatch(c, queue, "async", room, STALE).hints) == []
 
     def withdraw(self, ns: list[int]) -> None:
         ids = set(self._ids(ns, "queued"))

@@ -89,7 +89,8 @@ def test_two_dispatchers_share_the_line_without_waiting(life: Life) -> None:
         second = lifecycle.dispatch(two, "default", "sync", 10, 30)
         one.commit()
         two.commit()
-    assert [hint.id for hint in first + second] == tasks
+    assert [hint.id for hint in [*first.hints, *second.hints]] == tasks
+    assert (first.skipped, second.skipped) == (False, True)
 
 
 def test_what_could_not_be_published_goes_back_in_line(life: Life) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
 import psycopg
@@ -178,20 +177,20 @@ def test_a_refusal_names_the_status_and_what_it_allows(life: Life, verb: str, st
     assert (life.row(task), life.event_types(task)) == (before, events)
 
 
-def test_who_waits_for_an_end_that_is_on_its_way_finds_it(life: Life) -> None:
-    """Whoever marks the row comes before the finish, which then notifies, or waits for it."""
+def test_a_wait_for_a_task_that_is_being_ended_is_not_noted_until_the_end_can_be_seen(life: Life) -> None:
+    """A finish that holds the row has decided already whether to notify, so such a wait has to look again."""
     task = life.running()
-    with begin(life.engine) as finishing, ThreadPoolExecutor(1) as pool:
+
+    def look() -> tuple[str, bool]:
+        with life.engine.begin() as connection:
+            row = lifecycle.await_ends(connection, [("default", task)])["default", task]
+            return row["status"], row["awaited"]
+
+    with begin(life.engine) as finishing:
         lifecycle.finish(finishing, [life.finished(task, "succeeded")], 3)
-
-        def wait() -> str:
-            with life.engine.begin() as connection:
-                return str(lifecycle.await_ends(connection, [("default", task)])["default", task]["status"])
-
-        waiting = pool.submit(wait)
-        life.await_lock(waiting)
+        assert look() == ("running", False)
         finishing.commit()
-        assert waiting.result() == "succeeded"
+    assert look() == ("succeeded", False)
 
 
 @pytest.mark.parametrize("awaited", [True, False])

@@ -93,7 +93,7 @@ def test_claim_against_sweep_is_one_run_and_at_most_one_more_message(life: Life)
     for _ in range(ROUNDS):
         task = life.queued()
         life.pass_time(task, "queued_at")
-        claimed, hints = race(life, claiming(worker, [task]), lambda c: lifecycle.dispatch(c, "default", "sync", 10, 30))
+        claimed, hints = race(life, claiming(worker, [task]), lambda c: lifecycle.dispatch(c, "default", "sync", 10, 30).hints)
         assert claimed == [task]
         assert [hint.id for hint in hints] in ([], [task])
         assert counts(life.row(task)) == (1, 1, 0)

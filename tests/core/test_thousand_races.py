@@ -116,7 +116,7 @@ def tasks_in(life: Life, status: str, *, worker: UUID | None = None) -> list[UUI
         if status == "pending":
             return [task.id for task in made]
         for task in made:
-            assert lifecycle.dispatch(connection, task.queue, "sync", 1, STALE)
+            assert lifecycle.dispatch(connection, task.queue, "sync", 1, STALE).hints
             if status != "queued":
                 lifecycle.claim(connection, owner, task.queue, "sync", [task.id], TYPES, PARK_DELAY)
         if status == "failed":
@@ -145,7 +145,7 @@ def cancelling(connection: Connection, task: UUID) -> Any:
 
 
 def dispatching(connection: Connection, task: UUID) -> Any:
-    return [hint.id for hint in lifecycle.dispatch(connection, queue_of(task), "sync", 1, STALE)]
+    return [hint.id for hint in lifecycle.dispatch(connection, queue_of(task), "sync", 1, STALE).hints]
 
 
 def reaping(connection: Connection, task: UUID) -> list[UUID]:

@@ -69,7 +69,7 @@ def test_an_id_that_comes_twice_in_a_message_harms_no_other(own_stack: Stack) ->
     stack.env["TASKYARD_WORKER__ASYNC_SLOTS"] = "10"
     tasks = stack.submit_all([("t.aecho", {"word": str(number)}, {}) for number in range(40)])
     with stack.engine.begin() as connection:
-        hints = {hint.id: hint for hint in lifecycle.dispatch(connection, "io", "async", len(tasks), 60)}
+        hints = {hint.id: hint for hint in lifecycle.dispatch(connection, "io", "async", len(tasks), 60).hints}
     settings = Settings(
         database=DatabaseSettings(url=SecretStr(stack.env["DATABASE_URL"])),
         broker=BrokerSettings(url=SecretStr(stack.env["CELERY_BROKER_URL"]), prefix=stack.prefix),

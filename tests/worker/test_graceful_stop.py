@@ -107,7 +107,7 @@ def worker(engine: Engine) -> UUID:
         lifecycle.register_worker(connection, worker, "w", ["default"], {})
         for _ in range(2):
             lifecycle.submit(connection, [NewTask(uuid7.uuid7(), "t.echo", {}, "default", "sync", 5, 60.0, 3)])
-        first, _ = [hint.id for hint in lifecycle.dispatch(connection, "default", "sync", 2, 30)]
+        first, _ = [hint.id for hint in lifecycle.dispatch(connection, "default", "sync", 2, 30).hints]
         assert lifecycle.claim(connection, worker, "default", "sync", [first], ["t.echo"], 60)
     return worker
 

@@ -30,6 +30,7 @@ from taskyard.dispatch.look import Outlook, lines, look, served_queues, workers
 from taskyard.dispatch.presence import Presence
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
 from taskyard.dispatch.refusals import RefusedQueues
+from taskyard.dispatch.skips import Skips
 from taskyard.dispatch.window import Window
 from taskyard.lifecycle import Hint
 from taskyard.listener import Listener
@@ -68,6 +69,7 @@ class Filled(enum.Enum):
 
     NOTHING = "nothing was ready"
     ALL = "all that was ready is in the broker"
+    SKIPPED = "a ready task was locked by another transaction"
     FULL = "more may be ready than the window, or an absent broker, takes"
 
 
@@ -86,6 +88,7 @@ class Dispatcher:
         self._full: set[tuple[str, str]] = set()
         self._refill_at = float("inf")
         self._refills = REFILLS[0]
+        self._skips = Skips(settings.dispatch.tick / REFILLS[0])
         self._workers: Sequence[Mapping[str, Any]] = ()
         self._served: frozenset[str] = frozenset()
         self._stopping = False
@@ -127,13 +130,14 @@ class Dispatcher:
                     self._steady_since = time.monotonic()
                 wait = self.tick()
                 failures = 0
+                self._sleep(wait)
             except Exception as error:
                 if not is_outage(error) or is_mistake(error):
                     log.exception("dispatcher.error")
                 failures += 1
                 wait = min(0.1 * 2**failures, 5.0)
                 log.warning("dispatcher.waits", seconds=wait, error=driver_words(error))
-            self._sleep(wait)
+                self._pause(wait)
         metrics.flush_if_due(self._engine, self._tally, last=True)
         self._presence.leave()
         self._listener.close()
@@ -149,6 +153,7 @@ class Dispatcher:
         deliveries_filled = self._dispatch_deliveries(outlook)
         waiting = transaction(self._engine, lines, self._served)
         self._full.clear()
+        self._skips.clear()
         for queue, lane in waiting:
             self._dispatch_line(queue, lane)
         self._plan_refill()
@@ -172,6 +177,10 @@ class Dispatcher:
                 self._broker_is_away(error)
         self._presence.beat()
 
+    def _pause(self, seconds: float) -> None:
+        """Do nothing for so long, or until a stop."""
+        select.select([self._wake_in.fileno()], [], [], seconds)
+
     def _sleep(self, seconds: float) -> None:
         """Wait for a notification, a stop or the time; meanwhile dispatch what notifications name, and fill windows again."""
         until = time.monotonic() + seconds
@@ -179,10 +188,14 @@ class Dispatcher:
             if now >= self._refill_at:
                 self._refill()
                 continue
+            if skipped := self._skips.due(now):
+                for queue, lane in skipped:
+                    self._dispatch_line(queue, lane)
+                continue
             readers = [self._wake_in.fileno()]
             if (descriptor := self._listener.fileno()) is not None:
                 readers.append(descriptor)
-            ready, _, _ = select.select(readers, [], [], min(until, self._refill_at) - now)
+            ready, _, _ = select.select(readers, [], [], min(until, self._refill_at, self._skips.next_at()) - now)
             if not ready:
                 continue
             self._gathering.wait()
@@ -338,8 +351,9 @@ class Dispatcher:
             metrics.count_ended(self._tally, row)
 
     def _dispatch_line(self, queue: str, lane: str) -> Filled:
-        """Fill one line's window, and remember whether more may be ready than it takes."""
+        """Fill one line's window, and remember whether to look at it again before the next tick."""
         filled = self._fill(queue, lane)
+        self._skips.note((queue, lane), filled is Filled.SKIPPED, time.monotonic())
         if filled is Filled.FULL:
             self._full.add((queue, lane))
         else:
@@ -356,9 +370,9 @@ class Dispatcher:
             dispatch = self._settings.dispatch
             stale = dispatch.sweep_after * (1 if window.empty else PATIENCE)
             asked = window.room
-            hints = transaction(self._engine, lifecycle.dispatch, queue, lane, asked, stale)
-            if not hints:
-                return Filled.NOTHING
+            dispatched = transaction(self._engine, lifecycle.dispatch, queue, lane, asked, stale)
+            if not (hints := dispatched.hints):
+                return Filled.SKIPPED if dispatched.skipped else Filled.NOTHING
             self._handed += len(hints)
             failpoints.hit("dispatch.committed")
             crew = crew_of(self._workers, queue, lane)
@@ -366,7 +380,9 @@ class Dispatcher:
             window.used(map(len, bundles))
             window.widen(reach(hints, crew, dispatch.window))
             self._publish(queue, lane, bundles)
-            return Filled.FULL if len(hints) == asked else Filled.ALL
+            if len(hints) == asked:
+                return Filled.FULL
+            return Filled.SKIPPED if dispatched.skipped else Filled.ALL
         except QueueRefused as error:
             self._is_refused((queue, lane), error)
             return Filled.FULL
