@@ -240,7 +240,7 @@ WITH ready AS MATERIALIZED (
 SELECT id, type, priority, swept FROM moved
 UNION ALL
 SELECT NULL, NULL, NULL, NULL WHERE (SELECT count(*) FROM ready) < :room
-  AND EXISTS (SELECT 1 FROM tasks WHERE {_READY} AND id NOT IN (SELECT id FROM ready))
+  AND (SELECT id FROM tasks WHERE {_READY} AND id NOT IN (SELECT id FROM ready) ORDER BY priority DESC, id LIMIT 1) IS NOT NULL
 ORDER BY priority DESC NULLS LAST, id"""
 )
 

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from kombu import Connection
 from pydantic import SecretStr
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from taskyard import lifecycle
 from taskyard.channels import announce
@@ -26,7 +26,7 @@ from tests.broker import forget
 from tests.ground import depth
 from tests.stack import until
 
-from .life import Life, new
+from .life import Life, begin, new
 
 LINES = (("default", "sync"), ("default", "async"), ("io", "sync"))
 CLOSED_PORT = SecretStr("amqp://guest:guest@127.0.0.1:1//")
@@ -143,6 +143,18 @@ def test_the_window_is_kept_and_filled_again_in_order_of_priority(yard: Yard) ->
         until(lambda: yard.depth() == 2)
         assert yard.take() == line[4:]
     assert yard.take() == []
+
+
+def test_a_ready_task_whose_row_is_locked_is_looked_at_again_before_the_next_tick(yard: Yard) -> None:
+    """Whoever holds it may leave it ready, and tells nobody."""
+    with yard.dispatcher(tick=3600):
+        first, second = yard.life.submit(), yard.life.submit()
+        with begin(yard.life.engine) as other:
+            other.execute(text("UPDATE tasks SET awaited = true WHERE id = :id"), {"id": first})
+            yard.announce()
+            until(lambda: yard.take() == ids([second]))
+            other.commit()
+        until(lambda: yard.take() == ids([first]))
 
 
 def test_each_lane_and_queue_has_a_window_of_its_own(yard: Yard) -> None:

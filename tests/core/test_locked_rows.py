@@ -136,7 +136,8 @@ SKIPPING: dict[str, Verb] = {"dispatch": dispatch, "expire": expire, "promote": 
 @pytest.mark.parametrize("held", [[0], [1, 2], list(range(COUNT))], ids=["first", "middle", "all"])
 @pytest.mark.parametrize("name", SKIPPING)
 def test_a_verb_that_passes_over_a_locked_row_moves_all_others_and_that_one_later(life: Life, name: str, held: list[int]) -> None:
-    tasks = sorted(life.submit(**{"promote": {"delay": 3600.0}, "expire": {"expires_at": "2999-01-01T00:00:00Z"}}.get(name, {})) for _ in range(COUNT))
+    planned: dict[str, dict[str, Any]] = {"promote": {"delay": 3600.0}, "expire": {"expires_at": "2999-01-01T00:00:00Z"}}
+    tasks = sorted(life.submit(**planned.get(name, {})) for _ in range(COUNT))
     for task in tasks:
         if column := {"promote": "next_run_at", "expire": "expires_at"}.get(name):
             life.pass_time(task, column)
