@@ -268,6 +268,7 @@ class ActionOut(Out):
 
     matched: int = Field(description="Tasks that the filter found.")
     changed: int = Field(description="Those of them that the action has moved.")
+    next_cursor: str = Field("", description="There only if more may match: send the action again with it as `cursor`.")
 
 
 class DeliveryActionOut(Out):
@@ -275,6 +276,7 @@ class DeliveryActionOut(Out):
 
     matched: int = Field(description="Deliveries that the filter found.")
     changed: int = Field(description="Those of them that are sent again: the others are on their way.")
+    next_cursor: str = Field("", description="There only if more may match: send the action again with it as `cursor`.")
 
 
 class TaskPage(Out):

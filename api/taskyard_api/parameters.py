@@ -50,6 +50,7 @@ Word = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterVali
 Words = Annotated[list[Word], Field(default_factory=list, max_length=50)]
 Moment = Annotated[Instant, BeforeValidator(_with_plus)]
 Limit = Annotated[int, Field(ge=1, le=200, description="Items on a page.")]
+ActionCursor = Annotated[str, Field(max_length=500, description="`next_cursor` of the answer before, with the same action and filter.")]
 Cursor = Annotated[str, Field(max_length=500, description="`next_cursor` of the page before, with the same filters.")]
 TaskId = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
 DeliveryId = Annotated[str, Path(json_schema_extra={"pattern": "^[0-9]+$"})]
@@ -182,6 +183,7 @@ class TaskAction(TypedDict):
     action: Literal["cancel", "hold", "release", "retry"]
     filter: ActionFilter
     dry_run: NotRequired[Annotated[bool, Field(description="Only count.")]]
+    cursor: NotRequired[ActionCursor]
 
 
 class DeliveryActionFilter(TypedDict, total=False):
@@ -209,6 +211,7 @@ class DeliveryAction(TypedDict):
     action: Literal["redeliver"]
     filter: DeliveryActionFilter
     dry_run: NotRequired[Annotated[bool, Field(description="Only count.")]]
+    cursor: NotRequired[ActionCursor]
 
 
 ACTION: TypeAdapter[TaskAction] = TypeAdapter(TaskAction)

@@ -21,6 +21,7 @@ from taskyard_api.announcer import Announcer
 from taskyard_api.database import Database
 from taskyard_api.glimpse import Glimpse
 from taskyard_api.group_commit import GroupCommit
+from taskyard_api.lists import Lists
 from taskyard_api.live import Feed
 from taskyard_api.measures import Measures
 from taskyard_api.quotas import Quotas
@@ -45,6 +46,7 @@ class Service:
         self.database = Database(settings.database)
         self.engine = self.database.engine
         self.commits = GroupCommit(self.database)
+        self.lists = Lists(settings)
         self.quotas = Quotas(settings.quotas, self.database) if settings.quotas.any else None
         self.announcer = Announcer(self.database)
         self.feed = Feed(self.database, settings.api.max_streams)
@@ -75,6 +77,11 @@ class Service:
     async def read(self, query: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one of core's queries. Raises Unavailable when the database is away."""
         return await self.database.read(query, *args, **kwargs)
+
+    async def listed(self, namespace: str, query: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """:meth:`read` for a list: in the share and the time that lists have. Raises Unavailable when either is used up."""
+        async with self.lists.place(namespace):
+            return await self.read(self.lists.timed(query), *args, **kwargs)
 
     async def write(self, verb: Callable[Concatenate[Connection, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run one of core's verbs and commit. Raises Unavailable when the database is away."""

@@ -56,7 +56,7 @@ def list_tasks(connection: Connection, namespace: str, filters: TaskFilters, lim
     bound_to = ["tasks", namespace, asdict(filters)]
     conditions = [tasks.c.namespace == namespace, *_conditions(filters)]
     if cursor is not None:
-        conditions.append(tasks.c.id < _uuid_of(cursors.decode(cursor, bound_to)))
+        conditions.append(tasks.c.id < uuid_of(cursors.decode(cursor, bound_to)))
     branches = [select(tasks).where(*conditions, branch).order_by(tasks.c.id.desc()).limit(limit + 1) for branch in _branches(filters)]
     rows = connection.execute(merged(branches, limit + 1)).all()
     return page_of(rows, limit, lambda row: row.id.bytes, bound_to)
@@ -226,7 +226,8 @@ def page_of(rows: Sequence[Row[Any]], limit: int, position: Any, bound_to: Any) 
     return Page(items, cursors.encode(position(items[-1]), bound_to) if more else None)
 
 
-def _uuid_of(position: bytes) -> UUID:
+def uuid_of(position: bytes) -> UUID:
+    """A cursor's position where ids are UUIDs. Raises InvalidInput."""
     if len(position) != 16:
         raise InvalidInput("The cursor is garbled.", [("/cursor", "expected next_cursor of an earlier page, unchanged")])
     return UUID(bytes=position)

@@ -70,6 +70,10 @@ class ApiSettings(Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, in bytes.")
+    list_connections: int | None = Field(
+        None, ge=1, le=200, description="Connections that lists and actions of one web process use at once. Unset: half of `database.pool_size`."
+    )
+    list_timeout: Seconds = Field(5.0, description="Seconds that one statement of a list or an action may take.")
     max_streams: int = Field(5000, ge=0, le=100_000, description="Live event streams that one web process serves at once.")
     cors_origins: tuple[str, ...] = Field((), description="Origins of web pages that may call from a browser, such as https://app.example.com. Empty: none.")
     root_path: str = Field("", description="Path prefix that a reverse proxy strips.")

@@ -28,9 +28,10 @@ from taskyard.records import Finished
 from taskyard.routes import sync_routes
 from taskyard.settings import AuthSettings, Settings
 from taskyard.up.plan import free_port
-from taskyard_api import command
+from taskyard_api import bulk, command
 from taskyard_api.app import create_app
 from taskyard_api.problems import INTERNAL, KINDS
+from taskyard_api.routes import actions
 from tests.api.conftest import Fetch, Page, fetch
 from tests.proxy import Proxy
 
@@ -299,6 +300,15 @@ def test_a_list_goes_over_all_pages(call: Caller) -> None:
 
 
 # --- on a bad wire ---
+
+
+def test_an_action_on_more_than_one_request_moves_is_gone_on_with(call: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "MOST", 10)
+    monkeypatch.setattr(actions, "PAGE", 10)
+    monkeypatch.setattr(actions, "BATCH", 5)
+    call(lambda client: client.batch([New(fetch, PAGE, tags=["many"]) for _ in range(25)]))
+    assert call(lambda client: client.act("hold", dry_run=True, tag="many")).model_dump() == {"matched": 25, "changed": 0}
+    assert call(lambda client: client.act("cancel", tag="many")).model_dump() == {"matched": 25, "changed": 25}
 
 
 @pytest.fixture

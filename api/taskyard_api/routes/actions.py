@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from operator import attrgetter
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
-from sqlalchemy import Connection, RowMapping
+from sqlalchemy import Connection, Row, RowMapping
 
-from taskyard import lifecycle, queries
+from taskyard import cursors, lifecycle, queries
 from taskyard.lifecycle import TRANSITIONS
 from taskyard.queries import TaskFilters
+from taskyard_api import bulk
 from taskyard_api.body import json_object
 from taskyard_api.models import ActionOut
 from taskyard_api.parameters import action_filters, read_action
@@ -28,29 +32,33 @@ async def act_on_tasks(request: Request, service: Serving, namespace: Namespace)
     """Cancel, hold, release or retry all tasks that match a filter, newest first, a batch and a commit at a time.
 
     `matched` counts the tasks that the filter found, `changed` those of them whose status allowed the action. What is submitted meanwhile is
-    not touched. With `dry_run` nothing is changed.
+    not touched. With `dry_run` nothing is changed. One request looks at up to 10,000 tasks: if there may be more, the answer has a `next_cursor`.
+    Send the same action again with it as `cursor`, until an answer has none, and add up the counts.
     """
     asked = read_action(await json_object(request))
     filters, verb = service.widened(action_filters(asked["filter"])), asked["action"]
     sought = to_json(asked["filter"]).decode()
-    matched = changed = 0
-    last = None
+    lists, bound_to = service.lists, ["actions", verb, namespace, asdict(filters)]
 
     def counted(moved: Sequence[RowMapping]) -> str:
         return f"{len(moved)} of {sought}"
 
-    while page := await service.read(queries.matching, namespace, filters, PAGE, last):
-        last = page[-1].id
-        matched += len(page)
-        ids = [] if asked.get("dry_run") else [row.id for row in page if row.status in TRANSITIONS[verb]]
-        for start in range(0, len(ids), BATCH):
-            moved = await service.operate(request, f"tasks.{verb}", counted, _act, verb, namespace, filters, ids[start : start + BATCH])
-            for row in moved:
-                service.moved(row)
-            changed += len(moved)
-        if len(page) < PAGE:
-            break
-    return Response(to_json({"matched": matched, "changed": changed}), media_type="application/json")
+    async def find(before: UUID | None) -> Sequence[Row[Any]]:
+        return await service.read(lists.timed(queries.matching), namespace, filters, PAGE, before)
+
+    async def move(rows: Sequence[Row[Any]]) -> int:
+        ids = [] if asked.get("dry_run") else [row.id for row in rows if row.status in TRANSITIONS[verb]]
+        if not ids:
+            return 0
+        moved = await service.operate(request, f"tasks.{verb}", counted, lists.timed(_act), verb, namespace, filters, ids)
+        for row in moved:
+            service.moved(row)
+        return len(moved)
+
+    after = None if (cursor := asked.get("cursor")) is None else queries.uuid_of(cursors.decode(cursor, bound_to))
+    async with lists.place(namespace):
+        outcome = await bulk.act(bulk.Steps(find, move, PAGE, BATCH), after)
+    return bulk.answer(outcome, attrgetter("bytes"), bound_to)
 
 
 def _act(connection: Connection, verb: str, namespace: str, filters: TaskFilters, ids: Sequence[UUID]) -> Sequence[RowMapping]:

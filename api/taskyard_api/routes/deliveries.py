@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from operator import methodcaller
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
+from sqlalchemy import Row
 from starlette.convertors import register_url_convertor
 
-from taskyard import deliveries, delivery_lists
+from taskyard import cursors, deliveries, delivery_lists, queries
 from taskyard.deliveries import ENDED
+from taskyard_api import bulk
 from taskyard_api.body import json_object
 from taskyard_api.models import DELIVERY, DELIVERY_PAGE, DeliveryActionOut, DeliveryOut, DeliveryPage
 from taskyard_api.parameters import DeliveryConvertor, DeliveryId, DeliveryQuery, delivery_action_filters, delivery_number, read_delivery_action
@@ -25,33 +30,35 @@ PAGE, BATCH = 1000, 200
 @router.get("/deliveries", response_model=DeliveryPage, responses=problems())
 async def list_deliveries(service: Serving, namespace: Namespace, query: Annotated[DeliveryQuery, Query()]) -> Response:
     """List deliveries with all their tries, newest first."""
-    return answer(DELIVERY_PAGE, await service.read(delivery_lists.list_deliveries, namespace, query.filters(), query.limit, query.cursor))
+    return answer(DELIVERY_PAGE, await service.listed(namespace, delivery_lists.list_deliveries, namespace, query.filters(), query.limit, query.cursor))
 
 
 @router.post("/deliveries/actions", response_model=DeliveryActionOut, responses=problems(*BODY), openapi_extra=body("DeliveryAction"))
 async def act_on_deliveries(request: Request, service: Serving, namespace: Namespace) -> Response:
     """Send all deliveries again that match a filter and have ended (`dead` or `delivered`), newest first, a batch and a commit at a time.
 
-    `matched` counts the deliveries that the filter found, `changed` those of them that are sent again. With `dry_run` nothing is changed.
+    `matched` counts the deliveries that the filter found, `changed` those of them that are sent again. With `dry_run` nothing is changed. One request
+    looks at up to 10,000 deliveries: if there may be more, the answer has a `next_cursor`, which goes on as that of `POST /tasks/actions` does.
     """
     asked = read_delivery_action(await json_object(request))
     filters, sought = delivery_action_filters(asked["filter"]), to_json(asked["filter"]).decode()
-    matched = changed = 0
-    last = None
+    lists, bound_to = service.lists, ["actions", "redeliver", namespace, asdict(filters)]
 
     def counted(sent: int) -> str:
         return f"{sent} of {sought}"
 
-    while page := await service.read(delivery_lists.matching, namespace, filters, PAGE, last):
-        last = page[-1].id
-        matched += len(page)
-        ids = [] if asked.get("dry_run") else [row.id for row in page if row.status in ENDED]
-        for start in range(0, len(ids), BATCH):
-            batch = ids[start : start + BATCH]
-            changed += await service.operate(request, "deliveries.redeliver", counted, deliveries.redeliver_many, namespace, batch, filters.status or ENDED)
-        if len(page) < PAGE:
-            break
-    return Response(to_json({"matched": matched, "changed": changed}), media_type="application/json")
+    async def find(before: int | None) -> Sequence[Row[Any]]:
+        return await service.read(lists.timed(delivery_lists.matching), namespace, filters, PAGE, before)
+
+    async def move(rows: Sequence[Row[Any]]) -> int:
+        ids = [] if asked.get("dry_run") else [row.id for row in rows if row.status in ENDED]
+        verb = lists.timed(deliveries.redeliver_many)
+        return await service.operate(request, "deliveries.redeliver", counted, verb, namespace, ids, filters.status or ENDED) if ids else 0
+
+    after = None if (cursor := asked.get("cursor")) is None else queries.number_of(cursors.decode(cursor, bound_to))
+    async with lists.place(namespace):
+        outcome = await bulk.act(bulk.Steps(find, move, PAGE, BATCH), after)
+    return bulk.answer(outcome, methodcaller("to_bytes", 8), bound_to)
 
 
 @router.get("/deliveries/{delivery_id:delivery}", response_model=DeliveryOut, responses=problems(404))

@@ -8,15 +8,15 @@ from taskyard import backlog
 from taskyard.records import LANES
 from taskyard_api.models import QUEUE, QUEUES, QueueOut, Queues
 from taskyard_api.routes.answers import answer, problems
-from taskyard_api.service import Serving
+from taskyard_api.service import Namespace, Serving
 
 router = APIRouter(tags=["queues"])
 
 
 @router.get("/queues", response_model=Queues, responses=problems())
-async def list_queues(service: Serving) -> Response:
+async def list_queues(service: Serving, namespace: Namespace) -> Response:
     """List all known queues: those that handlers name, that are paused, or that have tasks or workers."""
-    found = await service.read(backlog.depths, service.declared_queues, service.settings.dispatch.worker_silence)
+    found = await service.listed(namespace, backlog.depths, service.declared_queues, service.settings.dispatch.worker_silence)
     return answer(QUEUES, {"items": found})
 
 

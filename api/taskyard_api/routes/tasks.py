@@ -31,7 +31,7 @@ ON_CONDITION: dict[str, Any] = {"parameters": [IF_MATCH]}
 @router.get("/tasks", response_model=TaskPage, responses=problems())
 async def list_tasks(service: Serving, namespace: Namespace, query: Annotated[TaskQuery, Query()]) -> Response:
     """List tasks, newest first."""
-    return answer(TASK_PAGE, await service.read(queries.list_tasks, namespace, service.widened(query.filters()), query.limit, query.cursor))
+    return answer(TASK_PAGE, await service.listed(namespace, queries.list_tasks, namespace, service.widened(query.filters()), query.limit, query.cursor))
 
 
 @router.get(
@@ -66,7 +66,7 @@ async def change_task(request: Request, service: Serving, namespace: Namespace, 
 @router.get("/tasks/{task_id}/events", response_model=EventPage, responses=problems(404))
 async def list_task_events(service: Serving, namespace: Namespace, task_id: TaskId, query: Annotated[PageQuery, Query()]) -> Response:
     """List a task's history, oldest first."""
-    return answer(EVENT_PAGE, await service.read(queries.task_events, namespace, task_uuid(task_id), query.limit, query.cursor))
+    return answer(EVENT_PAGE, await service.listed(namespace, queries.task_events, namespace, task_uuid(task_id), query.limit, query.cursor))
 
 
 @router.get("/tasks/{task_id}/place", response_model=PlaceOut, responses=problems(404))
@@ -79,7 +79,7 @@ async def get_place(service: Serving, namespace: Namespace, task_id: TaskId) -> 
 @router.get("/tasks/{task_id}/logs", response_model=LogPage, responses=problems(404))
 async def list_task_logs(service: Serving, namespace: Namespace, task_id: TaskId, query: Annotated[LogQuery, Query()]) -> Response:
     """List what a task's handler has logged, oldest first. Up to 1 MiB of a task's lines is kept."""
-    return answer(LOG_PAGE, await service.read(queries.task_log, namespace, task_uuid(task_id), query.level, query.limit, query.cursor))
+    return answer(LOG_PAGE, await service.listed(namespace, queries.task_log, namespace, task_uuid(task_id), query.level, query.limit, query.cursor))
 
 
 async def _move(request: Request, service: Service, namespace: str, name: str, verb: Verb, task_id: str, if_match: list[str] | None) -> Response:

@@ -118,9 +118,8 @@ def redeliver(
         raise typer.BadParameter("it goes with a filter", param_hint="--dry-run")
     with connect(url, key, profile) as service:
         if not ids:
-            asked = {"action": "redeliver", "filter": chosen, "dry_run": dry_run}
-            done = service.call("POST", "deliveries", "actions", body=asked)
-            write_json(done) if as_json else say(f"{done['matched']} found, {done['changed']} sent again.")
+            done = service.redeliver_all(dry_run=dry_run, **chosen)
+            write_json(done.model_dump()) if as_json else say(f"{done.matched} found, {done.changed} sent again.")
             return
         moved = [service.call("POST", "deliveries", id_, "redeliver") for id_ in ids]
     write_json({"items": moved}) if as_json else write_table(COLUMNS, [_row(delivery) for delivery in moved])

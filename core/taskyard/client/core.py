@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from taskyard.client import streams
 from taskyard.client.errors import WaitTimeout
 from taskyard.client.exchange import Call, Exchange, get
-from taskyard.client.models import Changed, Checked, Delivery, Event, LogLine, Notifier, Page, Place, Plugin, Queue, Task, TaskType
+from taskyard.client.models import ActionStep, Changed, Checked, Delivery, Event, LogLine, Notifier, Page, Place, Plugin, Queue, Task, TaskType
 from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, plain
 
 Id = UUID | str
@@ -153,8 +153,14 @@ class Core:
 
     async def _act_on(self, things: str, action: str, filters: Mapping[str, Any], dry_run: bool) -> Changed:
         body = {"action": action, "filter": plain(filters), "dry_run": dry_run}
-        call = Call("POST", (things, "actions"), body=body, safe=dry_run, timeout=httpx2.Timeout(None, connect=10.0))
-        return await self.exchange.ask(call, TypeAdapter(Changed))
+        matched = changed = 0
+        cursor: str | None = ""
+        while cursor is not None:
+            more = {"cursor": cursor} if cursor else {}
+            call = Call("POST", (things, "actions"), body=body | more, safe=dry_run, timeout=httpx2.Timeout(None, connect=10.0))
+            step = await self.exchange.ask(call, TypeAdapter(ActionStep))
+            matched, changed, cursor = matched + step.matched, changed + step.changed, step.next_cursor
+        return Changed(matched=matched, changed=changed)
 
     async def _move(self, task_id: Id, verb: str, if_version: int | None) -> Task:
         return await self.exchange.ask(Call("POST", ("tasks", str(task_id), verb), headers=_if_match(if_version)), TASK)

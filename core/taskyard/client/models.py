@@ -146,6 +146,12 @@ class Changed(Answer):
     changed: int
 
 
+class ActionStep(Changed):
+    """What one request of an action came to. There may be more, where the cursor says."""
+
+    next_cursor: str | None = None
+
+
 class Try(Answer):
     """One try of a delivery. ``duration`` is in seconds."""
 
