@@ -779,6 +779,19 @@ def move_many(connection: Connection, verb: str, namespace: str, task_ids: Seque
     return moved
 
 
+def revoke(connection: Connection, anywhere: Sequence[UUID], handed_out: Sequence[UUID]) -> list[RowMapping]:
+    """Cancel tasks of all namespaces: for an operator, by way of Celery. Those of ``handed_out`` only while they are queued or running.
+
+    Answers those that were moved.
+    """
+    found = text(
+        "SELECT namespace, array_agg(id) AS ids FROM tasks WHERE ended IS NULL AND (id = ANY (CAST(:anywhere AS uuid[])) "
+        "OR (id = ANY (CAST(:handed_out AS uuid[])) AND status IN ('queued', 'running'))) GROUP BY namespace ORDER BY namespace"
+    )
+    rows = connection.execute(found, {"anywhere": list(anywhere), "handed_out": list(handed_out)}).all()
+    return [moved for row in rows for moved in move_many(connection, "cancel", row.namespace, row.ids)]
+
+
 def expect_version(connection: Connection, namespace: str, task_id: UUID, versions: Sequence[int]) -> None:
     """Let the verb that follows in this transaction find the task at one of these versions.
 

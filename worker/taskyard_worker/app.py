@@ -17,6 +17,7 @@ from taskyard.dispatch.app import broker_url, create_celery
 from taskyard.dispatch.broker_tls import check_certificate
 from taskyard.plugins import Registry, load_plugins_for
 from taskyard.settings import Settings
+from taskyard_worker import remote
 from taskyard_worker.steps import AsyncLanes, Deliveries
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,7 @@ def create_app(settings: Settings) -> Celery:
     app = create_celery(settings, served_queues(settings, registry))
     app.taskyard_registry = registry
     app.steps["consumer"].update({AsyncLanes, Deliveries})
+    remote.register()
 
     def configure_logs(**_: Any) -> None:
         logs.configure_role(settings)

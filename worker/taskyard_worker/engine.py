@@ -49,9 +49,13 @@ class Message:
     ids: list[Any]
     on_started: Callable[[], None]
     on_settled: Callable[[str], None]
+    on_ended: Callable[[str], None]
     open: int = field(init=False)
+    #: It brought another task than its own, which is still in line: its name does not stand for how that one ends.
+    swapped: bool = field(default=False, init=False)
     _started: bool = field(default=False, init=False)
     _settled: bool = field(default=False, init=False)
+    _ended: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.open = len(self.ids)
@@ -72,10 +76,13 @@ class Message:
             self.settle_all(state)
 
     def settle_all(self, state: str) -> None:
-        """Nobody needs the message any more."""
+        """Nobody needs the message any more. That of a task which still runs (``running``) has its end later."""
         if not self._settled:
             self._settled = True
             self.on_settled(state)
+        if not self._ended and state != "running":
+            self._ended = True
+            self.on_ended("ignored" if self.swapped else state)
 
 
 def deal(rows: Sequence[RowMapping], offers: Sequence[Offer]) -> list[tuple[Offer, list[RowMapping]]]:
@@ -133,6 +140,21 @@ class Engine:
         """Take a message from the broker."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._take, message)
+
+    def cancel(self, anywhere: Sequence[UUID], handed_out: Sequence[UUID]) -> None:
+        """Cancel tasks, as a person does: ``anywhere``, or only if they are ``handed_out``: queued or running. From any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: self._spawn(self._revoke(anywhere, handed_out)))
+
+    async def _revoke(self, anywhere: Sequence[UUID], handed_out: Sequence[UUID]) -> None:
+        patience = self._settings.dispatch.sweep_after
+        try:
+            rows = await self._ledger.call(partial(lifecycle.revoke, anywhere=anywhere, handed_out=handed_out), patience=patience)
+        except Exception as error:
+            log.error("tasks.not_revoked", error=driver_words(error), task_ids=[str(id_) for id_ in (*anywhere, *handed_out)][:10])
+            return
+        metrics.count_ended(self._ledger.tally, *rows)
+        log.info("tasks.revoked", count=len(rows), task_ids=[str(row["id"]) for row in rows][:10])
 
     def _run_loop(self) -> None:
         try:
@@ -278,6 +300,7 @@ class Engine:
         for offer, own in dealt:
             if own:
                 offer.message.started()
+            offer.message.swapped = not {row["id"] for row in own} <= set(offer.ids)
             offer.message.settle("ignored", len(offer.ids) - len(own))
         lane.free_slots(sum(not own for _, own in dealt))
         if lane.name == "async":

@@ -10,6 +10,11 @@ from taskyard.records import Finished
 
 #: Why the engine ended a run, if it did.
 Reason = Literal["timeout", "cancel", "stop"]
+#: What the database is told: see lifecycle.finish.
+Outcome = Literal["succeeded", "failed", "cancelled", "retry", "returned", "lost"]
+_REASONS: dict[Reason, Outcome] = {"timeout": "retry", "cancel": "cancelled", "stop": "returned"}
+#: What a child says that stands as it is; every other word means that the handler raised.
+_SAID: dict[str, Outcome] = {"failed": "failed", "cancelled": "cancelled", "lost": "lost"}
 
 
 def unstarted(reason: str) -> dict[str, Any]:
@@ -17,31 +22,53 @@ def unstarted(reason: str) -> dict[str, Any]:
     return {"outcome": "unstarted", "reason": reason}
 
 
-def decide(id_: UUID, fence: int, attempt: int, retry: Retry, timeout: float, report: dict[str, Any] | None, reason: Reason | None) -> Finished:
+def outcome_of(report: dict[str, Any] | None, reason: Reason | None) -> Outcome:
     """How a run ended, from what its child reported (None: nothing, it died) and why the engine ended it (None: it did not).
 
     A run that succeeded just before it would have been ended has succeeded. One that answered its end with an error of any
     kind has ended for the engine's reason.
     """
-    outcome = report["outcome"] if report else None
-    if report and outcome == "unstarted" and reason != "cancel":
-        return Finished(id_, fence, "returned", reason=report["reason"])
-    if report and outcome == "succeeded":
-        return Finished(id_, fence, "succeeded", result=report["result"])
-    if reason == "timeout":
-        error = {"code": "timeout", "message": f"It ran longer than its timeout of {timeout:g} s."}
-        return Finished(id_, fence, "retry", error=error, delay=retry.delay(attempt))
-    if reason == "cancel":
-        return Finished(id_, fence, "cancelled")
-    if reason == "stop":
-        return Finished(id_, fence, "returned")
-    if report is None:
-        return Finished(id_, fence, "lost", error={"message": "The process that ran this task died."})
-    if outcome == "failed":
-        return Finished(id_, fence, "failed", error=report["error"])
+    said = report["outcome"] if report else "lost"
+    if said == "unstarted" and reason != "cancel":
+        return "returned"
+    if said == "succeeded":
+        return "succeeded"
+    if reason is not None:
+        return _REASONS[reason]
+    return _SAID.get(said, "retry")
+
+
+def shown(report: dict[str, Any] | None, reason: Reason | None, *, last_attempt: bool, last_loss: bool) -> str:
+    """How the end of a run looks to those who watch Celery: ``retrying`` if the task goes on. PostgreSQL decides, a moment later; a cancel may
+    end instead what is shown as retrying."""
+    outcome = outcome_of(report, reason)
+    if outcome == "retry":
+        return "failed" if last_attempt else "retrying"
+    if outcome == "lost":
+        return "failed" if last_loss else "retrying"
+    return outcome
+
+
+def decide(
+    id_: UUID, fence: int, attempt: int, retry: Retry, timeout: float, report: dict[str, Any] | None, reason: Reason | None, *, death: str = ""
+) -> Finished:
+    """What is recorded of a run that ended so: see :func:`outcome_of`. ``death`` is what its process died of, if that is known."""
+    outcome = outcome_of(report, reason)
+    if outcome == "returned":
+        return Finished(id_, fence, "returned", reason=report["reason"] if report and report["outcome"] == "unstarted" else None)
     if outcome == "cancelled":
         return Finished(id_, fence, "cancelled")
-    if outcome == "interrupted":
+    if report is None and outcome == "lost":
+        return Finished(id_, fence, "lost", error={"message": f"The process that ran this task died{f': {death}' if death else ''}."})
+    if reason == "timeout" and outcome == "retry":
+        error = {"code": "timeout", "message": f"It ran longer than its timeout of {timeout:g} s."}
+        return Finished(id_, fence, "retry", error=error, delay=retry.delay(attempt))
+    assert report is not None, "without a report it is lost, or has ended for the engine's reason"
+    if outcome == "succeeded":
+        return Finished(id_, fence, "succeeded", result=report["result"])
+    if outcome == "failed":
+        return Finished(id_, fence, "failed", error=report["error"])
+    if report["outcome"] == "interrupted":
         error = {
             "code": "blocked",
             "message": "It blocked the event loop that it shares with other async handlers, or something sent SIGTERM to its process, and was interrupted.",

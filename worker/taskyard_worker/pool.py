@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -25,6 +25,18 @@ from taskyard.dispatch.app import DELIVER, is_amqp, parse_broker_queue
 from taskyard_worker.engine import Engine, Message
 
 log = structlog.get_logger(__name__)
+
+
+#: Celery's events for how a run of a task, or a try of a delivery, ended.
+SHOWN: Final = {
+    "succeeded": "task-succeeded",
+    "delivered": "task-succeeded",
+    "failed": "task-failed",
+    "dead": "task-failed",
+    "retrying": "task-retried",
+    "pending": "task-retried",
+    "cancelled": "task-revoked",
+}
 
 
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
@@ -40,6 +52,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
         self._engine: Engine | None = None
+        # What each message that is not worked off is for, by Celery's id of it.
+        self._held: dict[str, list[Any]] = {}
         self._deaf = False
 
     def on_start(self) -> None:
@@ -73,9 +87,27 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         message = self._read(name, request, body, content_type, content_encoding, celery_request)
         if message is None or self._engine is None:
             log.warning("message.garbled", name=name, celery_id=str(_id)[:100])
-            _settle(celery_request, "ignored", 0.0)
+            _acknowledge(celery_request, "ignored")
         else:
+            self._held[str(_id)] = message.ids
             self._engine.offer(message)
+
+    def revoke(self, names: Sequence[str]) -> list[str]:
+        """Cancel the tasks that Celery's ids stand for: one task, or those of a message with many that this worker holds. Answers the unknown ids.
+
+        A task by its own id is cancelled wherever it is: any worker may hear of it. Of a message with many, those are that are queued or run.
+        """
+        singles, bundled, unknown = [], [], []
+        for name in names:
+            try:
+                singles.append(UUID(name))
+            except ValueError:
+                ids = [id_ for id_ in self._held.get(name, ()) if isinstance(id_, UUID)]
+                bundled += ids
+                unknown += [] if ids else [name]
+        if self._engine is not None and (singles or bundled):
+            self._engine.cancel(singles, bundled)
+        return unknown
 
     def _read(self, name: str, request: Any, body: Any, content_type: str, content_encoding: str, celery_request: Any) -> Message | None:
         """The message, or None if it is none of ours: the broker is hostile ground."""
@@ -94,12 +126,18 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         if not 0 < len(ids) <= 10_000:
             return None
         began = time.monotonic()
+
+        def ended(state: str) -> None:
+            self._held.pop(str(celery_request.id), None)
+            _show(celery_request, state, len(ids), time.monotonic() - began)
+
         return Message(
             queue,
             lane,
             ids,
             on_started=lambda: self._in_celery(lambda: celery_request.on_accepted(os.getpid(), time.monotonic())),
-            on_settled=lambda state: self._in_celery(lambda: _settle(celery_request, state, time.monotonic() - began)),
+            on_settled=lambda state: self._in_celery(lambda: _acknowledge(celery_request, state)),
+            on_ended=lambda state: self._in_celery(lambda: ended(state)),
         )
 
     def _in_celery(self, callback: Callable[[], None]) -> None:
@@ -134,15 +172,29 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
             raise ConnectionResetError("the broker gives nothing, although tasks are queued")
 
 
-def _settle(request: Any, state: str, runtime: float) -> None:
-    """Acknowledge a message and tell Flower how its run ended. Postgres has the truth; this is for watching."""
+def _acknowledge(request: Any, state: str) -> None:
+    """The broker may forget the message."""
     task_ready(request, successful=state == "succeeded")
     failpoints.hit("ack.unsent")
     request.acknowledge()
     failpoints.hit("ack.sent")
-    if state in ("failed", "error", "lost"):
+
+
+def _show(request: Any, state: str, count: int, runtime: float) -> None:
+    """Tell Flower how a message's run ended. Postgres has the truth; this is for watching.
+
+    What goes back in line without an end, or was for nothing, is no event: a later message with the same id has the end. A message for many tasks
+    has one name for all of them, so it has succeeded when it is worked off, however each task ended.
+    """
+    if state not in SHOWN:
+        return
+    if count > 1:
+        request.send_event("task-succeeded", result=f"a message for {count} tasks: see Taskyard for how each ended", runtime=runtime)
+    elif SHOWN[state] == "task-failed":
         request.send_event("task-failed", exception=f"{state}: see the task", traceback="")
-    elif state in ("cancelled", "interrupted"):
+    elif SHOWN[state] == "task-retried":
+        request.send_event("task-retried", exception="it is tried again: see the task", traceback="")
+    elif SHOWN[state] == "task-revoked":
         request.send_event("task-revoked", terminated=True, signum=None, expired=False)
     else:
         request.send_event("task-succeeded", result=state, runtime=runtime)

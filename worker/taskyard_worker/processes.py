@@ -16,13 +16,15 @@ from typing import Any, Protocol
 
 import structlog
 
-from taskyard_worker import wire
+from taskyard_worker import deaths, wire
 from taskyard_worker.outcomes import unstarted
 
 log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at what a process has reported that has more to do.
 REST = 0.002
+#: Seconds that the zygote gets to tell what a process died of.
+DEATH_NEWS = 1.0
 #: Seconds before a fork that the system refused is tried again.
 FORK_PAUSE = 1.0
 
@@ -48,6 +50,10 @@ class Child:
         self.pid = pid
         self.kind = kind
         self.dead = False
+        #: What it died of, once that is known. Empty: nobody knows.
+        self.death = ""
+        self._killed = False
+        self._death_news: asyncio.TimerHandle | None = None
         #: Gets no more works, and is killed when it has none left.
         self.spent = False
         #: Is spent when its works have ended.
@@ -120,7 +126,14 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL for the child and all that it started."""
+        self._killed = self._killed or not self.dead
         self._signal(os.killpg, signal.SIGKILL)
+
+    def died_of(self, death: str) -> None:
+        """The zygote knows what it died of."""
+        self.death = "its worker killed it" if self._killed else death
+        if self._death_news is not None:
+            self._report_lost()
 
     def _signal(self, how: Callable[[int, int], None], number: int) -> None:
         if not self.dead:
@@ -157,9 +170,14 @@ class Child:
 
     def _lost(self) -> None:
         # Its end of the socket is closed, but something in its group may live on.
-        self.kill()
+        self._signal(os.killpg, signal.SIGKILL)
         self.dead = True
         self._gone.set_result(None)
+        self._death_news = asyncio.get_running_loop().call_later(0.0 if self.death or not self._works else DEATH_NEWS, self._report_lost)
+
+    def _report_lost(self) -> None:
+        if self._death_news is not None:
+            self._death_news.cancel()
         works, self._works = self._works, {}
         for work in works.values():
             work.reported(None)
@@ -190,6 +208,7 @@ class Nursery:
         self._on_lost = on_lost
         self._forks: deque[asyncio.Future[int]] = deque()
         self._children: set[Child] = set()
+        self._out_of_memory = deaths.OutOfMemory()
         self._keys = itertools.count(1)
         self._zygote: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
@@ -259,8 +278,7 @@ class Nursery:
             elif "unforked" in message:
                 self._forks.popleft().set_exception(OSError(message["unforked"]))
             else:
-                self._children = {child for child in self._children if child.pid != message["exited"]}
-                log.debug("child.exited", **message)
+                self._bury(message)
         self._up.clear()
         for forked in self._forks:
             forked.set_exception(ConnectionResetError())
@@ -269,6 +287,14 @@ class Nursery:
             child.spent = True
             child.kill()
         self._on_lost()
+
+    def _bury(self, message: dict[str, Any]) -> None:
+        """A child has ended: its works are told what it died of."""
+        death = deaths.describe(message["status"], signalled=message["signalled"], out_of_memory=self._out_of_memory.happened())
+        for child in [child for child in self._children if child.pid == message["exited"]]:
+            self._children.discard(child)
+            child.died_of(death)
+        log.debug("child.exited", **message, death=death)
 
     async def stop(self) -> None:
         """End all processes, now."""

@@ -29,7 +29,7 @@ from taskyard_worker.ending import end_async, end_sync
 from taskyard_worker.lease import Lease
 from taskyard_worker.ledger import Ended, Ledger
 from taskyard_worker.logbook import Logbook
-from taskyard_worker.outcomes import decide, unstarted
+from taskyard_worker.outcomes import decide, shown, unstarted
 from taskyard_worker.pace import Pace
 from taskyard_worker.processes import Child, Nursery, Shared
 from taskyard_worker.runs import log_fields
@@ -199,6 +199,8 @@ class Runner:
         key, handler = self._nursery.next_key(), self._registry.names[row["type"]]
         job = _job(row, key, lease.ends_at)
         run = Run(self, key, row["id"], row["fence"], row["attempt"], row["timeout"], handler, job, child, on_ended)
+        run.last_attempt = row["attempt"] >= row["max_attempts"]
+        run.last_loss = row["lost"] >= self._settings.dispatch.max_lost
         self._runs[run.id] = run
         return run
 
@@ -252,7 +254,7 @@ class Runner:
             asyncio.get_running_loop().call_soon(self._record_soon)
         for run, said in unit.split(report):
             self._over.append((run, said))
-            run.on_ended(str(said["outcome"]) if said else "lost")
+            run.on_ended(shown(said, run.reason, last_attempt=run.last_attempt, last_loss=run.last_loss))
         if unit.series is not None:
             unit.series.over(unit)
 
@@ -423,7 +425,7 @@ class Runner:
 def _ending(run: Run, report: Report) -> tuple[Finished, list[NewTask]]:
     """How a run ended, and the tasks that it has submitted."""
     try:
-        finished = decide(run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason)
+        finished = decide(run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason, death=run.child.death)
         return finished, [_new_task(child) for child in (report or {}).get("children") or ()]
     except Exception:
         log.exception("run.report_unreadable", task_id=str(run.id), fence=run.fence)

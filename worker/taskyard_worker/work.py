@@ -99,6 +99,9 @@ class Run:
     job: dict[str, Any]
     child: Child
     on_ended: Callable[[str], None]
+    #: There is no attempt after this one, and no other run if this one is lost.
+    last_attempt: bool = False
+    last_loss: bool = False
     together: Together | None = None
     series: Series | None = None
     timer: asyncio.TimerHandle | None = None

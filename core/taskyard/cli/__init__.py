@@ -31,6 +31,7 @@ CORE = {
     "plugins": "taskyard.cli.plugins:app",
     "config": "taskyard.cli.config:app",
     "health": "taskyard.cli.health:app",
+    "doctor": "taskyard.cli.doctor:doctor",
 }
 #: What brings a command's modules, where the bare distribution has not all of them.
 EXTRAS = {
@@ -41,6 +42,7 @@ EXTRAS = {
     "db": "server",
     "keys": "server",
     "health": "server",
+    "doctor": "worker",
     "config": "server",
 }
 #: Commands that serve; the others answer whoever calls them.

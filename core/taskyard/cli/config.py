@@ -105,6 +105,11 @@ def _problems() -> list[str]:
         settings = load_settings()
     except ConfigurationError as error:
         return str(error).splitlines()
+    return find_problems(settings)
+
+
+def find_problems(settings: Settings) -> list[str]:
+    """What is wrong with settings that could be read: URLs, plugins' options, routes. A sentence each."""
     return _url_problems(settings) + _plugin_problems(settings)
 
 

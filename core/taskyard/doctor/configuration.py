@@ -1,0 +1,53 @@
+"""Checks of what is configured here: settings, plugins, routes, and the web process of this machine."""
+
+from __future__ import annotations
+
+import platform
+import urllib.error
+from collections.abc import Iterator, Sequence
+
+from taskyard import __version__
+from taskyard.doctor import Finding, fail, ok, warn
+from taskyard.network import open_directly
+from taskyard.plugins import Registry
+from taskyard.settings import Settings
+
+SECONDS = 5.0
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # told apart, not bound
+
+
+def check_version() -> Finding:
+    """What runs here."""
+    return ok("version", f"Taskyard {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+
+
+def check_settings(problems: Sequence[str]) -> Iterator[Finding]:
+    """``problems`` are those of `taskyard config check`."""
+    for problem in problems:
+        yield fail("settings", problem, "Correct it; `taskyard config check` looks again.")
+    if not problems:
+        yield ok("settings", "settings, plugins' options and routes are right")
+
+
+def check_plugins(registry: Registry, settings: Settings) -> Iterator[Finding]:
+    """Which plugins run here. Those that failed are among the settings' problems."""
+    enabled = [plugin.name for plugin in registry.plugins if plugin.state == "enabled"]
+    if not registry.handlers:
+        yield warn("plugins", f"{len(enabled)} enabled, and none brings a task type", "Install one: pip install 'taskyard[standard]', or a plugin of yours.")
+    else:
+        yield ok("plugins", f"{', '.join(enabled)}: {len(registry.handlers)} task types, {len(registry.notifiers)} notifiers")
+    yield ok("routes", f"{len(settings.routes)} to {', '.join(sorted({route.notifier for route in settings.routes})) or 'no notifier'}")
+
+
+def check_web(settings: Settings) -> Iterator[Finding]:
+    """The web process at the configured address. It may well run elsewhere."""
+    host = _ANY.get(settings.api.host, settings.api.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api.port}/health/ready"
+    try:
+        with open_directly(url, timeout=SECONDS):
+            yield ok("web", f"{url} says that it is ready")
+    except urllib.error.HTTPError as error:
+        said = " ".join(error.read(2000).decode(errors="replace").split())
+        yield fail("web", f"{url} answered {error.code}: {said}", "The parts in the answer say what is missing.")
+    except OSError as error:
+        yield warn("web", f"nothing answers at {url}: {error}", "Start `taskyard serve`, unless the web processes are on other machines.")

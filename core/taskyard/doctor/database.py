@@ -1,0 +1,154 @@
+"""Checks of PostgreSQL: is it there, does it let us in, is it as we need it?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+from sqlalchemy import Connection, Engine, text
+
+from taskyard import dispatchers, queries, readiness
+from taskyard.database import database_url, sync_engine
+from taskyard.database_errors import driver_words, is_outage, sqlstate_of
+from taskyard.doctor import Finding, fail, ok, warn
+from taskyard.errors import ConfigurationError
+from taskyard.settings import DatabaseSettings, Settings
+from taskyard.tables import SCHEMA_REVISION
+
+#: Seconds that a statement of a check may take.
+STATEMENT_SECONDS = 5.0
+#: Seconds by which the clocks of this machine and of the database may differ.
+MOST_SKEW = 2.0
+OLDEST_SERVER = 150000
+#: What to do about a login that is refused, by SQLSTATE.
+_ADVICE = {
+    "28P01": "Correct the user and password in database.url (DATABASE_URL).",
+    "28000": "Correct the user in database.url (DATABASE_URL), or let this machine in: see the server's pg_hba.conf.",
+    "3D000": "Correct the database's name in database.url (DATABASE_URL), or create it: createdb NAME.",
+    "53300": "Too many connections: lower database.pool_size, or raise the server's max_connections.",
+}
+_NOT_THERE = "Start PostgreSQL, or correct host and port in database.url (DATABASE_URL)."
+
+
+def check_database(settings: Settings) -> Iterator[Finding]:
+    """Everything about the database; where it can't be reached, that alone."""
+    try:
+        url = database_url(settings.database, "psycopg")
+    except ConfigurationError as error:
+        yield fail("database", str(error), "Set DATABASE_URL; for a `taskyard up` with embedded parts, use its --data-dir.")
+        return
+    engine = sync_engine(_quick(settings.database), role="doctor", pool_size=2)
+    place = f"{url.host or url.query.get('host', 'localhost')}:{url.port or 5432}/{url.database or ''}"
+    try:
+        yield from _check_connected(engine, settings, place)
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        yield fail("database", f"{place}: {driver_words(error)}", _ADVICE.get(sqlstate_of(error) or "", _NOT_THERE))
+    finally:
+        engine.dispose()
+
+
+def _quick(database: DatabaseSettings) -> DatabaseSettings:
+    return database.model_copy(update={"statement_timeout": min(database.statement_timeout, STATEMENT_SECONDS)})
+
+
+def _check_connected(engine: Engine, settings: Settings, place: str) -> Iterator[Finding]:
+    with engine.connect() as connection:
+        yield _server(connection, place)
+        yield _encoding(connection)
+        yield _pooler(engine, connection)
+        yield _clock(connection)
+        revision = queries.schema_revision(connection)
+        yield _schema(revision)
+        if not queries.schema_is_usable(revision):
+            return
+        connection.rollback()
+        parts = readiness.look(connection, settings, 0)
+        connection.rollback()
+        yield _writes(parts["writes"])
+        yield from _roles(parts, settings)
+        yield _broker_as_seen(connection, settings)
+
+
+def _server(connection: Connection, place: str) -> Finding:
+    row = connection.execute(text("SELECT current_setting('server_version_num')::int AS number, current_setting('server_version') AS name")).one()
+    detail = f"{place}: PostgreSQL {row.name}"
+    return ok("database", detail) if row.number >= OLDEST_SERVER else fail("database", detail, "Upgrade the server to PostgreSQL 15 or later.")
+
+
+def _encoding(connection: Connection) -> Finding:
+    encoding = str(connection.execute(text("SHOW server_encoding")).scalar())
+    if encoding == "UTF8":
+        return ok("encoding", encoding)
+    return fail("encoding", encoding, "Create the database anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.")
+
+
+def _pooler(engine: Engine, connection: Connection) -> Finding:
+    """A pooler in transaction mode gives each transaction another session, and what is set and prepared in one is missing in the next."""
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    direct = connection.execute(text("SELECT pg_backend_pid()")).scalar() == driver.info.backend_pid
+    connection.rollback()
+    if direct:
+        return ok("pooler", "none: the server is reached directly")
+    if _keeps_its_session(engine, connection):
+        return ok("pooler", "there is one, in session mode")
+    return fail(
+        "pooler", "there is one, in transaction or statement mode", "Set pool_mode = session for Taskyard's database, or connect to PostgreSQL directly."
+    )
+
+
+def _keeps_its_session(engine: Engine, first: Connection) -> bool:
+    """Is what one connection sets still there after another one has used the pooler?"""
+    with closing(engine.connect()) as second:
+        for connection, word in ((first, "first"), (second, "second")):
+            connection.execute(text("SELECT set_config('taskyard.doctor', :word, false)"), {"word": word})
+            connection.commit()
+        kept = first.execute(text("SELECT current_setting('taskyard.doctor', true)")).scalar() == "first"
+        first.rollback()
+        return kept
+
+
+def _clock(connection: Connection) -> Finding:
+    before = time.time()
+    there = float(connection.execute(text("SELECT EXTRACT(epoch FROM clock_timestamp())::float8")).scalar_one())
+    skew = there - (before + time.time()) / 2
+    connection.rollback()
+    detail = f"this machine and the database differ by {abs(skew):.1f} s"
+    return (
+        ok("clock", detail)
+        if abs(skew) <= MOST_SKEW
+        else warn("clock", detail, "Synchronize both clocks (NTP): times that clients send are compared with the database's.")
+    )
+
+
+def _schema(revision: str | None) -> Finding:
+    if queries.schema_is_usable(revision):
+        newer = f", newer than {SCHEMA_REVISION} of this version" if revision != SCHEMA_REVISION else ""
+        return ok("schema", f"revision {revision}{newer}")
+    return fail("schema", f"revision {revision or 'none'}, needs {SCHEMA_REVISION}", "Run `taskyard db upgrade`.")
+
+
+def _writes(state: str) -> Finding:
+    if state == readiness.OK:
+        return ok("rights", "the role may read and write all that a service needs")
+    return fail("rights", state, "Grant the role these rights (or make it the owner), or let the server take writes.")
+
+
+def _roles(parts: dict[str, str], settings: Settings) -> Iterator[Finding]:
+    for part, command in (("dispatcher", "taskyard dispatcher"), ("workers", "taskyard worker")):
+        state = parts[part]
+        yield ok(part, "alive") if state == readiness.OK else fail(part, state, f"Start `{command}`, with this database and broker.")
+
+
+def _broker_as_seen(connection: Connection, settings: Settings) -> Finding:
+    """From where the dispatchers are, which may not be here."""
+    name = "broker from dispatchers"
+    state = dispatchers.broker(connection, settings)
+    if not state.dispatchers:
+        return warn(name, "no dispatcher has looked lately", "Start `taskyard dispatcher`.")
+    if not state.away:
+        return ok(name, f"reached by {state.dispatchers}")
+    return fail(name, f"away for {state.away} of {state.dispatchers}: {state.error}", "See the advice for the broker, on the dispatchers' machines.")
