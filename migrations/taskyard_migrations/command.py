@@ -63,9 +63,15 @@ def downgrade(
     lock_timeout: LockTimeout = LOCK_TIMEOUT,
     statement_timeout: StatementTimeout = STATEMENT_TIMEOUT,
 ) -> None:
-    """Take the schema back. What is dropped is gone with its data."""
+    """Take the schema back. What is dropped is gone with its data. Start the roles of the older version first: they work on both."""
     url = _url()
     with outages_named(at=runner.shown(url)), _mistakes_named():
+        if connected := runner.connected_roles(url):
+            typer.echo(
+                f"Connected to this database: {', '.join(connected)}. Those of a version that needs the newer schema wait until it is back, and lose nothing; "
+                "those of the older version go on.",
+                err=True,
+            )
         runner.downgrade(url, revision, lock_timeout=lock_timeout, statement_timeout=statement_timeout)
 
 

@@ -11,14 +11,17 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL, create_engine, text
 from sqlalchemy.pool import NullPool
 
-from taskyard.database import database_url
+from taskyard.database import APPLICATION, database_url
 from taskyard.settings import DatabaseSettings
 from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT
 
 log = structlog.get_logger(__name__)
+
+#: By the names of their connections.
+_ROLES = {f"{APPLICATION}-worker": "workers", f"{APPLICATION}-dispatcher": "dispatchers", f"{APPLICATION}-api": "web processes"}
 
 FOLDER = Path(__file__).parent
 
@@ -66,6 +69,14 @@ def current(url: str) -> str | None:
     engine = create_engine(config(url).attributes["url"], poolclass=NullPool)
     with engine.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
+
+
+def connected_roles(url: str) -> list[str]:
+    """The roles that are connected to the database now, such as ``workers``."""
+    engine = create_engine(config(url).attributes["url"], poolclass=NullPool)
+    with engine.connect() as connection:
+        names = connection.execute(text("SELECT DISTINCT application_name FROM pg_stat_activity WHERE datname = current_database()")).scalars().all()
+    return [role for name, role in _ROLES.items() if name in names]
 
 
 def head() -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from taskyard import dispatchers, queries, readiness
 from taskyard.database import database_url, sync_engine
-from taskyard.database_errors import driver_words, is_outage, sqlstate_of
+from taskyard.database_errors import driver_words, is_outage
 from taskyard.doctor import Finding, fail, ok, warn
 from taskyard.errors import ConfigurationError
 from taskyard.settings import DatabaseSettings, Settings
@@ -21,14 +21,22 @@ STATEMENT_SECONDS = 5.0
 #: Seconds by which the clocks of this machine and of the database may differ.
 MOST_SKEW = 2.0
 OLDEST_SERVER = 150000
-#: What to do about a login that is refused, by SQLSTATE.
+#: What to do about a login that is refused, by the server's words: libpq tells no SQLSTATE of one.
 _ADVICE = {
-    "28P01": "Correct the user and password in database.url (DATABASE_URL).",
-    "28000": "Correct the user in database.url (DATABASE_URL), or let this machine in: see the server's pg_hba.conf.",
-    "3D000": "Correct the database's name in database.url (DATABASE_URL), or create it: createdb NAME.",
-    "53300": "Too many connections: lower database.pool_size, or raise the server's max_connections.",
+    "password authentication failed": "Correct the user and password in database.url (DATABASE_URL).",
+    "no password supplied": "Give the password in database.url (DATABASE_URL).",
+    "no pg_hba.conf entry": "Let this user, machine and database in: see the server's pg_hba.conf.",
+    'role "': "Correct the user in database.url (DATABASE_URL), or create the role: createuser NAME.",
+    'database "': "Correct the database's name in database.url (DATABASE_URL), or create it: createdb NAME.",
+    "too many clients": "Lower database.pool_size, or raise the server's max_connections.",
+    "startup parameter": "A pooler refuses our session's settings: set ignore_startup_parameters as docs/operators.md says, or connect directly.",
 }
-_NOT_THERE = "Start PostgreSQL, or correct host and port in database.url (DATABASE_URL)."
+_NOT_THERE = "Start PostgreSQL, or correct database.url (DATABASE_URL)."
+
+
+def advice_for(words: str) -> str:
+    """What to do about a refused connection."""
+    return next((advice for part, advice in _ADVICE.items() if part in words), _NOT_THERE)
 
 
 def check_database(settings: Settings) -> Iterator[Finding]:
@@ -45,7 +53,8 @@ def check_database(settings: Settings) -> Iterator[Finding]:
     except Exception as error:
         if not is_outage(error):
             raise
-        yield fail("database", f"{place}: {driver_words(error)}", _ADVICE.get(sqlstate_of(error) or "", _NOT_THERE))
+        words = driver_words(error)
+        yield fail("database", f"{place}: {words}", advice_for(words))
     finally:
         engine.dispose()
 
@@ -117,11 +126,9 @@ def _clock(connection: Connection) -> Finding:
     skew = there - (before + time.time()) / 2
     connection.rollback()
     detail = f"this machine and the database differ by {abs(skew):.1f} s"
-    return (
-        ok("clock", detail)
-        if abs(skew) <= MOST_SKEW
-        else warn("clock", detail, "Synchronize both clocks (NTP): times that clients send are compared with the database's.")
-    )
+    if abs(skew) <= MOST_SKEW:
+        return ok("clock", detail)
+    return warn("clock", detail, "Synchronize both clocks (NTP): times that clients send are compared with the database's.")
 
 
 def _schema(revision: str | None) -> Finding:
