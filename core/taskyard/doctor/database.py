@@ -42,7 +42,7 @@ def advice_for(words: str) -> str:
 def check_database(settings: Settings) -> Iterator[Finding]:
     """Everything about the database; where it can't be reached, that alone."""
     try:
-        url = database_url(settings.database, "psycopg")
+        url = database_url(settings.database)
     except ConfigurationError as error:
         yield fail("database", str(error), "Set DATABASE_URL; for a `taskyard up` with embedded parts, use its --data-dir.")
         return
