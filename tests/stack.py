@@ -80,6 +80,8 @@ class Stack:
             "DATABASE_URL": database_url,
             "CELERY_BROKER_URL": broker_url,
             "TASKYARD_BROKER__PREFIX": self.prefix,
+            # No load balancer of a test has to notice a stop.
+            "TASKYARD_API__DRAIN_DELAY": "0",
             "PYTHONPATH": str(TESTBED),
             "TESTBED_LOG": str(self.witness_file),
             **settings,

@@ -20,6 +20,7 @@ from taskyard.settings import Settings, is_loopback
 from taskyard_api import openapi, problems
 from taskyard_api.access import Gate
 from taskyard_api.connecting import check_certificates
+from taskyard_api.draining import Draining
 from taskyard_api.edge import BASE, Edge
 from taskyard_api.measures import alarming_requests
 from taskyard_api.origins import Origins
@@ -44,6 +45,7 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
     """
     check_certificates(postgres_url(settings.database))
     own = Tally()
+    draining = Draining()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,11 +73,12 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
     for prefix, router in (*parts, ("", health.router), ("", metrics.router)):
         app.include_router(router, prefix=prefix)
         own.restore(alarming_requests(router.routes, prefix))
+    app.state.draining = draining
     if settings.asks_for_keys:
         app.add_middleware(Gate)
     else:
         app.add_middleware(Origins, allowed=settings.api.cors_origins, loopback=is_loopback(settings.api.host))
-    app.add_middleware(Edge, max_body_bytes=settings.api.max_body_bytes, own=own, root_path=settings.api.root_path)
+    app.add_middleware(Edge, max_body_bytes=settings.api.max_body_bytes, own=own, draining=draining, root_path=settings.api.root_path)
     if settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.api.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED)
     _document(app, registry, settings)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import socket
+import time
+from types import FrameType
 from typing import Annotated
 
 import structlog
@@ -15,13 +18,12 @@ from taskyard import failpoints, logs
 from taskyard.collector import spare_what_is_loaded
 from taskyard.plugins import Registry, load_plugins_for
 from taskyard.settings import Settings, is_loopback, load_settings
+from taskyard.stopping import WEB_GRACE, Step, StopGuard, web_budget
 from taskyard_api.app import create_app
+from taskyard_api.draining import Draining
 from taskyard_api.protocol import BoundedProtocol
 
 log = structlog.get_logger(__name__)
-
-#: Seconds that requests on their way get at shutdown.
-GRACE = 10
 
 
 def serve(
@@ -35,7 +37,7 @@ def serve(
     # Once it has stopped, uvicorn raises the signal that it was stopped by again.
     signal.signal(signal.SIGTERM, _stopped)
     signal.signal(signal.SIGINT, _stopped)
-    made = server(settings)
+    made = server(settings, StopGuard("web", web_budget(settings), Step("the drain delay")))
     # Its requests may be large, and plugins' models read them: what they leave is looked for as often as Python thinks fit.
     spare_what_is_loaded(young=None)
     made.run()
@@ -45,11 +47,12 @@ def _stopped(_signal: int, _frame: object) -> None:
     raise SystemExit(0)
 
 
-def server(settings: Settings) -> uvicorn.Server:
-    """A server that is ready to run, and stops cleanly on SIGINT and SIGTERM."""
+def server(settings: Settings, guard: StopGuard | None = None) -> uvicorn.Server:
+    """A server that is ready to run, and stops cleanly on SIGINT and SIGTERM. ``guard`` bounds its stop."""
     registry = load_plugins_for(settings)
     warn_if_open(settings, registry)
-    return server_of(create_app(settings, registry), settings.api.host, settings.api.port)
+    api = settings.api
+    return server_of(create_app(settings, registry), api.host, api.port, keep_alive=api.keep_alive, drain_delay=api.drain_delay, guard=guard)
 
 
 def warn_if_open(settings: Settings, registry: Registry) -> None:
@@ -63,8 +66,10 @@ def warn_if_open(settings: Settings, registry: Registry) -> None:
             log.warning("auth.open", plugin=plugin.name, means=means, instead="TASKYARD_AUTH__MODE=keys asks for keys")
 
 
-def server_of(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Server:
-    """A server for an application of ours."""
+def server_of(
+    app: FastAPI, host: str = "127.0.0.1", port: int = 0, *, keep_alive: float = 5.0, drain_delay: float = 0.0, guard: StopGuard | None = None
+) -> uvicorn.Server:
+    """A server for an application of ours. ``keep_alive`` and ``drain_delay`` are in seconds."""
     config = uvicorn.Config(
         app,
         host=host,
@@ -73,17 +78,59 @@ def server_of(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> uvicorn.S
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE,
+        timeout_keep_alive=math.ceil(keep_alive),
+        timeout_graceful_shutdown=round(WEB_GRACE),
     )
-    return _Server(config)
+    return _Server(config, app.state.draining, drain_delay, guard)
 
 
 class _Server(uvicorn.Server):
-    """Ends live streams and waits first: a stop would wait for them until its grace is over."""
+    """Stops in three steps. On SIGTERM it says "not ready" and serves on for ``drain_delay`` seconds; SIGINT leaves that out. Then it accepts no
+    more connections, ends live streams and waits, for which a stop would wait until its grace is over, and answers what it has taken.
+    """
+
+    def __init__(self, config: uvicorn.Config, draining: Draining, drain_delay: float, guard: StopGuard | None) -> None:
+        super().__init__(config)
+        self._draining = draining
+        self._drain_delay = drain_delay
+        self._guard = guard
+        self._closes_at: float | None = None
+        self._told = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to stop. A second SIGTERM changes nothing: who started us may pass on what our process group has got already."""
+        if self._guard is not None:
+            self._guard.begin()
+        self._draining.begin()
+        if sig != signal.SIGTERM or not self._drain_delay or self.should_exit:
+            super().handle_exit(sig, frame)
+        elif self._closes_at is None:
+            self._closes_at = time.monotonic() + self._drain_delay
+            # Raised again at the end, as uvicorn does with what it has handled.
+            self._captured_signals.append(sig)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: is it time to stop?"""
+        if self._draining.begun and not self._told:
+            self._told = True
+            log.info("web.draining", seconds=self._drain_delay if self._closes_at else 0)
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and end."""
+        self._draining.begin()
+        self._enter("requests on their way")
+        for listening in self.servers:
+            listening.close()
         app = self.config.app
         if isinstance(app, FastAPI) and (service := getattr(app.state, "service", None)):
             await service.feed.close()
             await service.waits.close()
         await super().shutdown(sockets)
+        self._enter("the end of the process")
+
+    def _enter(self, waits_for: str) -> None:
+        if self._guard is not None:
+            self._guard.enter(Step(waits_for))

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskyard.metrics import Tally
+from taskyard_api.draining import Draining
 from taskyard_api.errors import BodyTooSlow, TooLarge
 from taskyard_api.problems import INTERNAL, MEDIA_TYPE, internal
 from taskyard_api.sse import HEAD
@@ -33,13 +34,17 @@ BODY_SECONDS = 60.0
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"), (b"referrer-policy", b"no-referrer")]
 _CACHE = b"cache-control"
 _PRIVATE = (_CACHE, b"private, no-cache")
+_CLOSE = (b"connection", b"close")
 
 
 class Edge:
-    """Wraps the application. ``max_body_bytes`` bounds what a request may send; ``own`` counts requests. ``root_path`` is the prefix that a proxy strips."""
+    """Wraps the application. ``max_body_bytes`` bounds what a request may send; ``own`` counts requests; ``draining`` says when the process stops.
+    ``root_path`` is the prefix that a proxy strips.
+    """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, own: Tally, root_path: str = "") -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, own: Tally, draining: Draining, root_path: str = "") -> None:
         self._app = app
+        self._draining = draining
         self._root_path = root_path
         self._own = own
         self._limit = max_body_bytes
@@ -77,6 +82,8 @@ class Edge:
                 headers = [*message.get("headers", ()), *_HEADERS, watch.header]
                 if not any(name == _CACHE for name, _ in headers):
                     headers.append(_PRIVATE)
+                if self._draining.begun:
+                    headers.append(_CLOSE)
                 message = {**message, "headers": headers}
             await send(message)
 

@@ -56,6 +56,12 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._trailers > HEADER_BYTES:
             self._refuse(b"431 Request Header Fields Too Large")
 
+    def shutdown(self) -> None:
+        """The server stops: close the connection unless a request is on its way. One whose headers are not complete yet will be answered, and its
+        time is bounded."""
+        if self._timer is None or not self._before_body:
+            super().shutdown()
+
     def on_response_complete(self) -> None:
         """All is answered. Where the client still sends, and has had its time for that, its request need not end any more."""
         super().on_response_complete()

@@ -13,6 +13,8 @@ from taskyard.settings import Settings
 from taskyard.tables import SCHEMA_REVISION
 
 OK = write_check.OK
+#: What the part ``process`` says while a web process stops; there is no such part before.
+STOPPING = "stopping: send requests elsewhere"
 #: The parts that a web process needs.
 NEEDED = ("database", "schema", "writes")
 #: The others.
@@ -51,5 +53,5 @@ def unreachable(reason: str) -> dict[str, str]:
 
 
 def is_ready(parts: dict[str, str]) -> bool:
-    """Can a web process do its work?"""
-    return all(parts[part] == OK for part in NEEDED)
+    """Can a web process do its work, and will it be there for a while?"""
+    return all(parts[part] == OK for part in NEEDED) and parts.get("process", OK) == OK

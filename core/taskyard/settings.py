@@ -76,6 +76,15 @@ class ApiSettings(Section):
     list_timeout: Seconds = Field(5.0, description="Seconds that one statement of a list or an action may take.")
     max_streams: int = Field(5000, ge=0, le=100_000, description="Live event streams that one web process serves at once.")
     cors_origins: tuple[str, ...] = Field((), description="Origins of web pages that may call from a browser, such as https://app.example.com. Empty: none.")
+    drain_delay: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which a web process that gets SIGTERM says `not ready` and still serves: longer than load balancers take to notice.",
+    )
+    keep_alive: Seconds = Field(
+        75.0, description="Seconds for which an idle connection is kept open: longer than a reverse proxy keeps it (nginx: 60), which would reuse a closed one."
+    )
     root_path: str = Field("", description="Path prefix that a reverse proxy strips.")
     idempotency_period: Seconds = Field(86400.0, description="Seconds for which an `Idempotency-Key` is remembered, at least.")
 

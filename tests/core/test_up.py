@@ -62,8 +62,10 @@ def test_an_address_of_another_machine_is_told_in_a_sentence() -> None:
 class Recorded:
     """A part that only tells when it was stopped."""
 
-    def __init__(self, name: str, stopped: list[str]) -> None:
+    def __init__(self, name: str, stopped: list[str], stops: asyncio.Barrier | None = None) -> None:
         self.name = name
+        self.is_used = stops is None
+        self._stops = stops
         self._stopped = stopped
 
     async def start(self) -> None:
@@ -74,20 +76,27 @@ class Recorded:
         return 0
 
     async def stop(self, hurry: asyncio.Event) -> None:
+        if self._stops is not None:
+            await self._stops.wait()
         self._stopped.append(self.name)
 
 
-def test_the_parts_that_started_last_are_stopped_first() -> None:
+def test_the_roles_stop_together_and_then_the_servers_of_which_the_last_started_is_first() -> None:
     stopped: list[str] = []
 
     async def all_of_it() -> None:
         supervisor = Supervisor(Output(io.StringIO(), width=8))
-        for name in ("postgres", "broker", "worker", "dispatcher", "web"):
+        for name in ("postgres", "broker"):
             await supervisor.add(Recorded(name, stopped))
+        # Each waits for the others: stopped one by one, the first would never end.
+        together = asyncio.Barrier(3)
+        for name in ("worker", "dispatcher", "web"):
+            await supervisor.add(Recorded(name, stopped, together))
         await supervisor.stop()
 
     asyncio.run(all_of_it())
-    assert stopped == ["web", "dispatcher", "worker", "broker", "postgres"]
+    assert set(stopped[:3]) == {"worker", "dispatcher", "web"}
+    assert stopped[3:] == ["broker", "postgres"]
 
 
 def _signalled(monkeypatch: pytest.MonkeyPatch, *numbers: signal.Signals, echo: float) -> tuple[bool, bool]:

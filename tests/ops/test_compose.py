@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
-from taskyard.settings import Settings
+from taskyard.settings import Settings, WorkerSettings
+from taskyard.stopping import budget
 
 from . import compose
 
@@ -125,10 +127,24 @@ def test_ports_are_published_on_loopback_only(services: dict[str, Any]) -> None:
     }
 
 
-def test_a_stopping_worker_gets_longer_than_its_own_grace(services: dict[str, Any]) -> None:
-    worker = services["worker"]
-    grace = float(worker["environment"]["TASKYARD_WORKER__STOP_GRACE"])
-    assert compose.seconds(worker["stop_grace_period"]) > grace + Settings().worker.kill_grace + 5
+@pytest.mark.parametrize("role", ["web", "dispatcher", "worker"])
+def test_each_role_gets_longer_to_stop_than_its_budget(services: dict[str, Any], role: str) -> None:
+    grace = float(services["worker"]["environment"]["TASKYARD_WORKER__STOP_GRACE"])
+    needs = budget(role, Settings(worker=WorkerSettings(stop_grace=grace)))
+    assert compose.seconds(services[role]["stop_grace_period"]) > needs
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.read(ROOT / "deploy" / "systemd" / f"taskyard-{role}.service")
+    assert float(unit["Service"]["TimeoutStopSec"]) > budget(role, Settings())
+    assert unit["Service"]["ExecStart"].split()[1] == {"web": "serve"}.get(role, role)
+
+
+def test_the_budgets_and_graces_of_the_manual_are_those_of_the_code_and_the_deployments(services: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "operators.md").read_text()
+    for role in ("web", "dispatcher", "worker"):
+        row = next(line for line in page.splitlines() if line.startswith(f"| {role} |") and "`" in line and line.count("|") == 5)
+        assert float(row.split("|")[4]) == budget(role, Settings())
+    graces = next(line for line in page.splitlines() if line.startswith("| Docker Compose |"))
+    assert [cell.strip(" `") for cell in graces.split("|")[3:6]] == [services[role]["stop_grace_period"] for role in ("web", "dispatcher", "worker")]
 
 
 def test_our_services_share_one_image_and_few_rights(services: dict[str, Any]) -> None:

@@ -48,9 +48,10 @@ def _up(stack: Stack, **env: str) -> Stack:
 
 
 @pytest.mark.one_pair
-def test_what_was_being_claimed_when_the_stop_came_runs_within_the_grace(own_stack: Stack) -> None:
+@pytest.mark.parametrize("type_", ["t.echo", "t.aecho"])
+def test_what_was_being_claimed_when_the_stop_came_runs_within_the_grace(own_stack: Stack, type_: str) -> None:
     stack = _up(own_stack, TASKYARD_WORKER__STOP_GRACE="30")
-    with _claim_under_way(stack, "t.echo", "t.aecho") as tasks:
+    with _claim_under_way(stack, type_) as tasks:
         stack.processes["worker"].terminate()
         until(lambda: "worker.drains" in stack.log("worker"), what="the stop")
     assert stack.stop("worker") == 0
@@ -60,12 +61,13 @@ def test_what_was_being_claimed_when_the_stop_came_runs_within_the_grace(own_sta
 
 
 @pytest.mark.one_pair
-def test_what_is_claimed_after_the_grace_is_not_begun_and_goes_back_in_line(own_stack: Stack) -> None:
+@pytest.mark.parametrize("type_", ["t.echo", "t.aecho"])
+def test_what_is_claimed_after_the_grace_is_not_begun_and_goes_back_in_line(own_stack: Stack, type_: str) -> None:
     stack = _up(own_stack, TASKYARD_WORKER__STOP_GRACE="0.1", TASKYARD_WORKER__KILL_GRACE="10", TASKYARD_WORKER__PROCESSES="2")
     # It takes the worker that long to end this one.
     deaf = stack.submit("t.deaf", timeout=60)
     stack.wait(deaf, "running")
-    with _claim_under_way(stack, "t.echo", "t.aecho") as tasks:
+    with _claim_under_way(stack, type_) as tasks:
         stack.processes["worker"].terminate()
         until(lambda: "worker.hands_back" in stack.log("worker"), what="the end of the grace")
     assert stack.stop("worker") == 0

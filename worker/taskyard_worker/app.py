@@ -18,7 +18,7 @@ from taskyard.dispatch.broker_tls import check_certificate
 from taskyard.plugins import Registry, load_plugins_for
 from taskyard.settings import Settings
 from taskyard_worker import remote
-from taskyard_worker.steps import AsyncLanes, Deliveries
+from taskyard_worker.steps import AsyncLanes, Deliveries, HintQueues
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +42,7 @@ def create_app(settings: Settings) -> Celery:
     check_certificate(settings.broker, broker_url(settings.broker))
     app = create_celery(settings, served_queues(settings, registry))
     app.taskyard_registry = registry
+    app.amqp_cls = HintQueues
     app.steps["consumer"].update({AsyncLanes, Deliveries})
     remote.register()
 

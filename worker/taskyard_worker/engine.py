@@ -129,12 +129,22 @@ class Engine:
         if self._failure is not None:
             raise self._failure
 
-    def stop(self) -> None:
-        """Take nothing more, let what runs end within the grace, hand the rest back, end all processes."""
+    def begin_stop(self) -> None:
+        """Begin what :meth:`stop` waits for. Returns at once; safe in a signal handler."""
         if self._loop is not None and self._thread.is_alive() and self._stop_asked is not None:
             self._loop.call_soon_threadsafe(self._stop_asked.set)
+
+    def stop(self) -> None:
+        """Take nothing more, let what runs end within the grace, hand the rest back, end all processes."""
+        self.begin_stop()
+        if self._thread.is_alive():
             self._thread.join()
         self._database.dispose()
+
+    @property
+    def has_ended(self) -> bool:
+        """Has it drained, handed back the rest and taken its leave of the database?"""
+        return not self._thread.is_alive()
 
     def offer(self, message: Message) -> None:
         """Take a message from the broker."""

@@ -7,21 +7,26 @@ wakes Celery's event loop through a file descriptor.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
 import structlog
 from celery.concurrency.base import BasePool
+from celery.signals import worker_shutting_down
 from celery.worker.state import task_ready
 from kombu.serialization import loads
 
 from taskyard import failpoints
 from taskyard.dispatch.app import DELIVER, is_amqp, parse_broker_queue
+from taskyard.stopping import BROKER_GRACE, Step, StopGuard, worker_budget
+from taskyard_worker.broker_connections import GivesNothing, hang_up
 from taskyard_worker.engine import Engine, Message
 
 log = structlog.get_logger(__name__)
@@ -55,6 +60,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         # What each message that is not worked off is for, by Celery's id of it.
         self._held: dict[str, list[Any]] = {}
         self._deaf = False
+        self._guard: StopGuard | None = None
+        self._hung_up = False
 
     def on_start(self) -> None:
         """Start the engine. Called by Celery before it consumes."""
@@ -65,12 +72,38 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         connect_anew = self._connect_anew if is_amqp(app.taskyard_settings.broker) else None
         self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, connect_anew)
         self._engine.start()
+        self._goodbye = Step("the broker", BROKER_GRACE, self._on_silent_broker)
+        self._guard = StopGuard("worker", worker_budget(app.taskyard_settings), self._goodbye)
+        worker_shutting_down.connect(self._on_shutting_down)
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        """The signal has come. The engine begins to drain at once: Celery first says goodbye to the broker, which may not answer."""
+        if self._guard is not None:
+            self._guard.begin()
+        if self._engine is not None:
+            self._engine.begin_stop()
+
+    def _on_silent_broker(self) -> None:
+        """Called in the guard's thread, every second: Celery still waits for the broker's answer to its goodbye."""
+        if not self._hung_up:
+            self._hung_up = True
+            hang_up(self.app)
+        elif self._engine is None or self._engine.has_ended:
+            # A driver that connects anew by itself waits for ever. Everything that counts has been done, in the engine.
+            log.warning("worker.leaves", reason="the broker does not answer, and nothing else is left to be done")
+            logging.shutdown()
+            os._exit(0)
 
     def on_stop(self) -> None:
         """Stop the engine: Celery's warm shutdown."""
+        if self._guard is not None:
+            self._guard.enter(Step("running tasks and the database"))
         if self._engine is not None:
             self._engine.stop()
             self._engine = None
+        if self._guard is not None:
+            # Celery closes its channels and connections now.
+            self._guard.enter(replace(self._goodbye))
 
     on_terminate = on_stop
 
@@ -169,7 +202,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         if self._deaf:
             self._deaf = False
             # Leaves Celery's event loop as a connection that was lost does.
-            raise ConnectionResetError("the broker gives nothing, although tasks are queued")
+            raise GivesNothing("the broker gives nothing, although tasks are queued")
 
 
 def _acknowledge(request: Any, state: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from taskyard import readiness
 from taskyard.errors import Unavailable
@@ -20,9 +20,11 @@ async def live() -> Alive:
 
 
 @router.get("/health/ready", responses={503: {"model": Ready, "description": "A part that this process needs is not usable."}})
-async def ready(service: Serving, response: Response) -> Ready:
-    """Database and schema are usable, and a write would work. Answers within 2 seconds, whatever hangs."""
+async def ready(service: Serving, request: Request, response: Response) -> Ready:
+    """Database and schema are usable, a write would work, and the process is not about to stop. Answers within 2 seconds, whatever hangs."""
     parts = await _parts(service)
+    if request.app.state.draining.begun:
+        parts = parts | {"process": readiness.STOPPING}
     if readiness.is_ready(parts):
         return Ready(status="ready", parts=parts)
     response.status_code = 503

@@ -15,6 +15,7 @@ from taskyard.hangs import bound_waits
 from taskyard.metrics import Tally
 from taskyard.plugins import load_plugins_for
 from taskyard.settings import load_settings
+from taskyard.stopping import Step, StopGuard, dispatcher_budget
 
 
 def dispatcher() -> None:
@@ -28,8 +29,14 @@ def dispatcher() -> None:
     engine = sync_engine(settings.database, role="dispatcher", pool_size=2)
     bound_waits(engine, settings.database)
     loop = Dispatcher(settings, engine, Publisher(create_celery(settings), settings.broker), Tally.of(registry), registry.states())
+    guard = StopGuard("dispatcher", dispatcher_budget(settings), Step("the dispatch that was under way"))
+
+    def stop(*_: object) -> None:
+        guard.begin()
+        loop.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
+        signal.signal(number, stop)
     spare_what_is_loaded()
     try:
         loop.run()

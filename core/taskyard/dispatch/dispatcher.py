@@ -155,6 +155,8 @@ class Dispatcher:
         self._full.clear()
         self._skips.clear()
         for queue, lane in waiting:
+            if self._stopping:
+                break
             self._dispatch_line(queue, lane)
         self._plan_refill()
         self._tell_presence()
@@ -209,6 +211,8 @@ class Dispatcher:
         """Look at the full windows again: the more often, the faster workers empty them."""
         full, self._full = self._full, set()
         for queue, lane in full:
+            if self._stopping:
+                return
             self._dispatch_line(queue, lane)
         drained = any(self._windows[line].drained for line in full & self._windows.keys())
         slowest, fastest = REFILLS

@@ -17,6 +17,7 @@ from taskyard.database import database_url
 from taskyard.embedded import start_broker, start_postgres
 from taskyard.errors import TaskyardError
 from taskyard.settings import DatabaseSettings, Settings, load_settings
+from taskyard.stopping import budget
 from taskyard.up.output import Output
 from taskyard.up.parts import Embedded, Role
 from taskyard.up.plan import Plan, child_environment, make_plan, taskyard_command
@@ -24,8 +25,8 @@ from taskyard.up.readiness import clock, first_task, until_ready
 from taskyard.up.reload import Renew, Sources, watch, watched_sources
 from taskyard.up.supervisor import Supervisor
 
-# Seconds that web and dispatcher get to stop; a worker gets its own grace and as much on top.
-_GRACE = 10.0
+# Seconds beyond its own budget that a role gets to stop before it is killed; and those of the migrations.
+_BEYOND, _MIGRATION_GRACE = 3.0, 10.0
 
 
 def up(
@@ -80,8 +81,7 @@ async def _start(plan: Plan, settings: Settings, supervisor: Supervisor, output:
     await _migrate(environment, output)
     since = await asyncio.to_thread(clock, database)
     for name, command in reversed(plan.roles().items()):
-        grace = plan.stop_grace + _GRACE if name.startswith("worker") else _GRACE
-        await supervisor.add(Role(name, command, environment, output, grace))
+        await supervisor.add(Role(name, command, environment, output, budget(name.partition("-")[0], settings) + _BEYOND))
     await until_ready(plan.url, database, since=since, workers=plan.workers)
     supervisor.ready()
     await _greet(plan, database)
@@ -110,7 +110,7 @@ async def _start_embedded(plan: Plan, supervisor: Supervisor) -> dict[str, str]:
 
 async def _migrate(environment: dict[str, str], output: Output) -> None:
     """The migrations are another room's, and Alembic would stay in this process's memory: so by command."""
-    migration = Role("db", taskyard_command("db", "upgrade"), environment, output, _GRACE)
+    migration = Role("db", taskyard_command("db", "upgrade"), environment, output, _MIGRATION_GRACE)
     await migration.start()
     try:
         if await migration.ended() != 0:

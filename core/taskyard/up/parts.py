@@ -22,6 +22,8 @@ class Part(Protocol):
     """One thing that is kept running."""
 
     name: str
+    #: Do other parts use it, so that it is stopped after them?
+    is_used: bool
 
     async def start(self) -> None:
         """Start it, for the first time or again."""
@@ -35,6 +37,8 @@ class Part(Protocol):
 
 class Role:
     """A `taskyard` command as a child, in a session of its own: a terminal's Ctrl-C reaches `up` alone."""
+
+    is_used = False
 
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str], output: Output, grace: float) -> None:
         self.name = name
@@ -90,6 +94,8 @@ class Role:
 
 class Embedded:
     """An embedded server. Its address is the same after a restart, so the roles find it again."""
+
+    is_used = True
 
     def __init__(self, name: str, start: Callable[[], Server]) -> None:
         self.name = name

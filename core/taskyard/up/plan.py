@@ -24,7 +24,6 @@ class Plan:
     embed_broker: bool
     workers: int
     json_logs: bool
-    stop_grace: float
     asks_for_keys: bool
 
     @property
@@ -63,14 +62,13 @@ def make_plan(settings: Settings, *, data_dir: Path, workers: int) -> Plan:
         embed_broker=embed_broker,
         workers=workers,
         json_logs=settings.log.format == "json",
-        stop_grace=settings.worker.stop_grace,
         asks_for_keys=settings.asks_for_keys,
     )
 
 
 def child_environment(environment: Mapping[str, str], urls: Mapping[str, str]) -> dict[str, str]:
-    """What the roles inherit: ours, and the addresses of the embedded parts."""
-    return {**environment, **urls, "PYTHONUNBUFFERED": "1"}
+    """What the roles inherit: ours, and the addresses of the embedded parts. No load balancer has to notice a stop, unless ours says so."""
+    return {"TASKYARD_API__DRAIN_DELAY": "0", **environment, **urls, "PYTHONUNBUFFERED": "1"}
 
 
 def free_port(host: str, port: int) -> int:

@@ -19,7 +19,7 @@ _ECHO = 1.0
 
 
 class Supervisor:
-    """Holds parts up until it is asked to stop, and stops those started last first."""
+    """Holds parts up until it is asked to stop, and stops the roles before the servers that they use."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -74,11 +74,12 @@ class Supervisor:
         await self._asked.wait()
 
     async def stop(self) -> None:
-        """Stop all parts, the last started first."""
+        """Stop all roles together, each of which has its time, and then the servers that they use, the last started first."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        for part in reversed(self._parts):
+        await asyncio.gather(*(part.stop(self._hurry) for part in self._parts if not part.is_used))
+        for part in reversed([part for part in self._parts if part.is_used]):
             await part.stop(self._hurry)
 
     async def _keep(self, part: Part) -> None:
