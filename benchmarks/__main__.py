@@ -71,6 +71,10 @@ def main(
         report.draw(run, path, about, time.monotonic() - began)
     report.show(run, Console())
     console.print(f"The report is in {path} and, for programs, beside it as .json.", soft_wrap=True)
+    for sentence in run.broken:
+        console.print(sentence, style="red", markup=False)
+    if run.broken:
+        raise SystemExit(1)
 
 
 def _parts(run: Run, chosen: list[str], postgres: str, rabbitmq: str, stack: ExitStack) -> list[Parts]:

@@ -58,6 +58,7 @@ class Run:
     figures: Figures = field(default_factory=Figures)
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
     _folders: int = 0
 
     def fresh(self, name: str) -> Path:
@@ -69,6 +70,11 @@ class Run:
         """Something could not be measured: the report says so, in this sentence."""
         self.left_out.append(why)
         self.say(why)
+
+    def breaks(self, what: str) -> None:
+        """A promise was broken under measurement: the report says so, in this sentence, and the command fails."""
+        self.broken.append(what)
+        self.leave_out(what)
 
     def note(self, what: str) -> None:
         """Something that the report says beside the figures."""

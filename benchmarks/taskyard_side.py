@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -30,6 +31,8 @@ TYPES = {"sync": "bench.sync", "async": "bench.async", "sleep": "bench.sleep", "
 ASYNC = ("async", "sleep")
 #: The benchmark's pause of a queue knows nothing of silent workers.
 SILENCE = 15.0
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+SWEPT = re.compile(r"tasks\.swept.*?\bcount=(\d+)")
 
 
 class TaskyardSide:
@@ -75,6 +78,10 @@ class TaskyardSide:
             return "dispatcher.started" in self.group.log(role)
         with self.engine.connect() as connection:
             return bool(connection.execute(text("SELECT count(*) FROM workers")).scalar())
+
+    def swept(self) -> int:
+        """Tasks whose message was lost, by the dispatcher's log so far. Without faults there are none."""
+        return sum(int(count) for count in SWEPT.findall(COLOURS.sub("", self.group.log("dispatcher"))))
 
     def stop(self) -> None:
         """Stop all, and delete the broker's queues."""

@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy import Connection, RowMapping
 
 from taskyard import feed
+from taskyard.database_errors import driver_words
 from taskyard.errors import TaskyardError, Unavailable
 from taskyard.tables import TERMINAL
 from taskyard_api import sse
@@ -231,7 +232,7 @@ class Feed:
             try:
                 pause = await self._look_and_tell()
             except Unavailable as error:
-                log.info("feed.waits", error=str(error))
+                log.info("feed.waits", error=driver_words(error))
             except Exception:
                 log.exception("feed.failed")
             await asyncio.sleep(pause)

@@ -11,7 +11,7 @@ from benchmarks.load import Load
 from benchmarks.loads import USUAL, send, usual_service
 from benchmarks.measures.sides import ROLES
 from benchmarks.run import Run
-from benchmarks.taskyard_side import taskyard
+from benchmarks.taskyard_side import TaskyardSide, taskyard
 
 #: Clients of the closed loop, and most that the steady load may have on their way.
 CLIENTS, ON_THEIR_WAY = 32, 256
@@ -33,10 +33,20 @@ def end_to_end(run: Run) -> None:
             for name, load in loads.items():
                 run.say(f"end to end, round {number + 1}: {name}, closed loop")
                 rates[name].append(_tell(run, f"closed loop, {CLIENTS} clients", name, load))
+            _tell_swept(run, side, f"closed loop, {CLIENTS} clients")
             for name, load in loads.items():
                 rate = statistics.median(rates[name]) / 2
                 run.say(f"end to end, round {number + 1}: {name}, {rate:.0f} a second")
                 _tell(run, "steady, at half of that", name, replace(load, rate=rate, connections=ON_THEIR_WAY))
+            _tell_swept(run, side, "steady, at half of that")
+
+
+def _tell_swept(run: Run, side: TaskyardSide, case: str) -> None:
+    """Tasks that have waited for the sweep since the start. Nothing goes wrong here, so there must be none."""
+    swept = side.swept()
+    run.figures.add("end-to-end", case, side.name, "tasks swept so far", "", swept)
+    if swept:
+        run.breaks(f"end-to-end: {side.name}: {swept} tasks waited for the sweep, and nothing had gone wrong ({case})")
 
 
 def _tell(run: Run, case: str, name: str, load: Load) -> float:

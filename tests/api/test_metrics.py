@@ -229,7 +229,7 @@ async def test_ready_names_the_part_and_workers_and_dispatchers_are_shown_and_de
         with engine.begin() as connection:
             connection.execute(text("INSERT INTO workers (id, name, queues) VALUES (gen_random_uuid(), 'w', '{}')"))
             dispatchers.beat(connection, UUID(int=1), "here", None)
-        assert await parts() == (200, dict.fromkeys(("database", "schema", "dispatcher", "workers", "broker"), "ok"))
+        assert await parts() == (200, dict.fromkeys(("database", "schema", "writes", "dispatcher", "workers", "broker"), "ok"))
         with engine.begin() as connection:
             dispatchers.beat(connection, UUID(int=2), "there", "amqp://guest@broker.internal: refused")
         status, named = await parts()

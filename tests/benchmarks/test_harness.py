@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.measures import MEASURES
+from benchmarks.run import QUICK, Run
+from benchmarks.taskyard_side import COLOURS, SWEPT
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--rounds", "1", "--samples", "2", "--seconds", "0.2", "--tasks", "20", "--sleepers", "20", "--mixed", "100", "--slow", "0.05"]
@@ -19,7 +21,7 @@ SMALL += ["--rows", "3", "--waiting", "200", "--tries", "1", "--idle", "0.1", "-
 TELLS = {
     "submit": ("32 connections", "128 connections", "FastAPI that stores nothing", "batches of 1,000"),
     "work": ("sync no-op", "async no-op"),
-    "end-to-end": ("closed loop", "steady", "Prefer: wait", "polled"),
+    "end-to-end": ("closed loop", "steady", "Prefer: wait", "polled", "tasks swept so far"),
     "latency": ("sync handler", "async handler", "accepted to started"),
     "concurrency": ("20 tasks of sleep(1)",),
     "mixed": ("bundle=1", "p99 wait of the short ones"),
@@ -53,3 +55,11 @@ def run(folder: Path, measure: str) -> dict[str, Any]:
     (report,) = folder.glob("*.json")
     told: dict[str, Any] = json.loads(report.read_text())
     return told
+
+
+def test_a_sweep_is_found_in_the_dispatchers_log_and_fails_the_run() -> None:
+    said = "2026-01-01T00:00:00Z [\x1b[33mwarning\x1b[0m] \x1b[1mtasks.swept\x1b[0m \x1b[36mcount\x1b[0m=\x1b[35m3\x1b[0m lane=sync task_ids=['x']\n"
+    assert [int(count) for count in SWEPT.findall(COLOURS.sub("", said * 2))] == [3, 3]
+    run_ = Run(QUICK, [], False, Path(), lambda _: None)
+    run_.breaks("three tasks were swept")
+    assert (run_.broken, run_.left_out) == (["three tasks were swept"],) * 2

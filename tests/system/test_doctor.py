@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 from kombu import Connection, Queue
 from sqlalchemy import create_engine, make_url
 
+from taskyard.children import as_nobody, dying_with_us, is_root
 from taskyard.doctor import Finding, examine, ok
 from taskyard.doctor import database as database_checks
 from tests.conftest import SERVER_RABBITMQ
@@ -115,6 +118,35 @@ def test_a_refused_login_says_what_to_correct(postgres_url: str, tmp_path: Path,
 )
 def test_the_servers_words_have_an_advice(words: str, part: str) -> None:
     assert part in database_checks.advice_for(words)
+
+
+@pytest.fixture
+def pooled(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The PostgreSQL's URL by way of a PgBouncer of this test's own, in the mode that the test asks for."""
+    url, port = make_url(postgres_url), free_port()
+    # Not under the folder of a test run: that is closed to nobody.
+    folder = Path(tempfile.mkdtemp(prefix="ty-pgb-", dir="/tmp"))
+    settings = {"listen_addr": "127.0.0.1", "listen_port": port, "auth_type": "any", "pool_mode": request.param, "unix_socket_dir": ""}
+    lines = [f"{name} = {value}" for name, value in settings.items()]
+    server = f"* = host={url.host or url.query['host']} port={url.port or 5432} user={url.username}"
+    (folder / "pgbouncer.ini").write_text("\n".join(["[databases]", server, "[pgbouncer]", *lines, ""]))
+    folder.chmod(0o755)
+    command = ["pgbouncer", "-q", str(folder / "pgbouncer.ini")]
+    process = subprocess.Popen(as_nobody(command) if is_root() else dying_with_us(command), stderr=subprocess.DEVNULL)
+    until(lambda: answers(port), 20, "PgBouncer")
+    yield f"postgresql://{url.username}@127.0.0.1:{port}/{url.database}"
+    process.kill()
+    process.wait()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="PgBouncer is not installed here")
+@pytest.mark.parametrize(("pooled", "state"), [("session", "ok"), ("transaction", "fail"), ("statement", "fail")], indirect=["pooled"])
+def test_a_pooler_is_noticed_and_refused_unless_it_keeps_sessions(pooled: str, state: str, tmp_path: Path) -> None:
+    _, found = findings(tmp_path, DATABASE_URL=pooled)
+    pooler = found.get("pooler", found["database"])
+    assert pooler["state"] == state
+    assert ("session" in pooler["advice"]) == (state == "fail")
 
 
 def test_nothing_configured_names_both_variables(tmp_path: Path) -> None:

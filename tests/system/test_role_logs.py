@@ -68,7 +68,7 @@ def seen_from_outside(service: str) -> None:
 
     until(shown, 30, "the counts of all roles")
     parts = httpx2.get(f"{service}/health/ready", timeout=5).json()["parts"]
-    assert parts == dict.fromkeys(("database", "schema", "dispatcher", "workers", "broker"), "ok")
+    assert parts == dict.fromkeys(("database", "schema", "writes", "dispatcher", "workers", "broker"), "ok")
 
 
 @pytest.mark.parametrize("command", [("taskyard", "worker"), ("celery", "-A", "taskyard_worker", "worker")], ids=["taskyard", "celery"])

@@ -21,6 +21,7 @@ STATEMENT_SECONDS = 5.0
 #: Seconds by which the clocks of this machine and of the database may differ.
 MOST_SKEW = 2.0
 OLDEST_SERVER = 150000
+_SESSION_MODE = "Set pool_mode = session for Taskyard's database, or connect to PostgreSQL directly."
 #: What to do about a login that is refused, by the server's words: libpq tells no SQLSTATE of one.
 _ADVICE = {
     "password authentication failed": "Correct the user and password in database.url (DATABASE_URL).",
@@ -29,6 +30,7 @@ _ADVICE = {
     'role "': "Correct the user in database.url (DATABASE_URL), or create the role: createuser NAME.",
     'database "': "Correct the database's name in database.url (DATABASE_URL), or create it: createdb NAME.",
     "too many clients": "Lower database.pool_size, or raise the server's max_connections.",
+    "pooling mode": _SESSION_MODE,
     "startup parameter": "A pooler refuses our session's settings: set ignore_startup_parameters as docs/operators.md says, or connect directly.",
 }
 _NOT_THERE = "Start PostgreSQL, or correct database.url (DATABASE_URL)."
@@ -104,9 +106,7 @@ def _pooler(engine: Engine, connection: Connection) -> Finding:
         return ok("pooler", "none: the server is reached directly")
     if _keeps_its_session(engine, connection):
         return ok("pooler", "there is one, in session mode")
-    return fail(
-        "pooler", "there is one, in transaction or statement mode", "Set pool_mode = session for Taskyard's database, or connect to PostgreSQL directly."
-    )
+    return fail("pooler", "there is one, in transaction or statement mode", _SESSION_MODE)
 
 
 def _keeps_its_session(engine: Engine, first: Connection) -> bool:
