@@ -34,6 +34,7 @@ async def submit(task: Submitted) -> TaskOut:
     now = datetime.now(UTC)
     return TaskOut.model_construct(
         id=uuid.uuid4(),
+        namespace="default",
         type=task.type,
         status="pending",
         payload=task.payload.model_dump(),

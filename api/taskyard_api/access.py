@@ -49,6 +49,7 @@ RULES: Sequence[tuple[str, str, Need]] = (
     ("GET", "/docs(/oauth2-redirect)?|/openapi.json", ANY_KEY),
     ("GET", METRICS, "metrics:read"),
     # Queues are the installation's, and so are their counts: they tell of every namespace.
+    ("GET", "/api/v1/queues", "all-namespaces"),
     (".*", "/api/v1/queues(/.*)?", "admin"),
     ("POST", "/api/v1/deliveries/.*", "admin"),
     ("GET", "/api/v1/(deliveries|events|task-types|tasks|plugins|notifiers)(/.*)?", "tasks:read"),

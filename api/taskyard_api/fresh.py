@@ -20,6 +20,7 @@ def new_task(new: NewTask, row: RowMapping) -> dict[str, Any]:
     created_at = row["created_at"]
     return {
         "id": new.id,
+        "namespace": new.namespace,
         "type": new.type,
         "status": row["status"],
         "payload": new.payload,

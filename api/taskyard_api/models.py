@@ -65,6 +65,7 @@ class TaskOut(Out):
     """A task as it stands."""
 
     id: UUID
+    namespace: str
     type: str
     status: Status
     payload: Any
@@ -92,12 +93,12 @@ class TaskOut(Out):
     version: int = Field(description="Grows with every change.")
     position: int | None = Field(
         None,
-        description="In the answer of GET /tasks/{id}: 1 is the next of its queue and lane to start, "
-        f"{COUNT_LIMIT:,} is that place or one further back. Null: it is not in line.",
+        description="In the answer of GET /tasks/{id}: its place among the waiting tasks of its namespace, queue and lane, counted in the first "
+        f"{COUNT_LIMIT:,} of the line; 1 is the next of them. Null: it is not in line.",
     )
     estimated_start: datetime | None = Field(
         None,
-        description="In the answer of GET /tasks/{id}: an estimate, from how long tasks took lately on the workers that there are; "
+        description="In the answer of GET /tasks/{id}: a coarse estimate, from how long tasks took lately on the workers that there are; "
         "a planned time, if it has one. Null: nothing can be said.",
     )
 
@@ -124,10 +125,10 @@ class TaskReceipt(Out):
 class PlaceOut(Out):
     """Where a waiting task stands, without the task."""
 
-    position: int | None = Field(description="1 is the next of its queue and lane to start. Null: it is not in line.")
-    capped: bool = Field(description="Counting stopped at `position`: the task may stand further back.")
+    position: int | None = Field(description="Its place among the waiting tasks of its namespace, queue and lane: 1 is the next. Null: it is not in line.")
+    capped: bool = Field(description=f"{COUNT_LIMIT:,} tasks or more stand before it in line: `position` counts those of its namespace among the first.")
     estimated_start: datetime | None = Field(
-        description="An estimate, from how long tasks took lately on the workers that there are; a planned time, if it has one. Null: nothing can be said."
+        description="A coarse estimate, from how long tasks took lately on the workers that live; a planned time, if it has one. Null: none can be made."
     )
 
 
@@ -135,6 +136,7 @@ class EventOut(Out):
     """One step of a task's history."""
 
     id: Text
+    namespace: str
     type: str
     time: datetime
     task_id: UUID
@@ -168,6 +170,7 @@ class DeliveryOut(Out):
     """One event on its way to one route's receiver."""
 
     id: Text
+    namespace: str
     event_id: Text
     event: str = Field(description="The event's type.")
     task_id: Annotated[UUID | None, BeforeValidator(_of_task)] = Field(description="Null for system events and digests.")

@@ -84,8 +84,16 @@ class LogQuery(PageQuery):
     level: list[Level] = Field(default_factory=list)
 
 
+Namespaces = Annotated[
+    Word | None,
+    Field(description="For keys with the scope `all-namespaces`: tasks of this namespace only, or of all (`*`, as without it). Others may name their own."),
+]
+
+
 class FilterQuery(Query):
     """Which tasks. Values of one filter add up; different filters must all hold."""
+
+    namespace: Namespaces = None
 
     status: list[Status] = Field(default_factory=list)
     type: Words
@@ -123,6 +131,8 @@ EventType = Literal[(*EVENT_TYPES, *SYSTEM_EVENT_TYPES, DIGEST)]  # type: ignore
 class DeliveryQuery(PageQuery):
     """Which deliveries. Values of one filter add up; different filters must all hold."""
 
+    namespace: Namespaces = None
+
     status: list[DeliveryStatus] = Field(default_factory=list)
     route: Words
     notifier: Words
@@ -133,7 +143,7 @@ class DeliveryQuery(PageQuery):
 
     def filters(self) -> DeliveryFilters:
         """These parameters as core's filters."""
-        return _delivery_filters(self.model_dump(exclude={"limit", "cursor"}))
+        return _delivery_filters(self.model_dump(exclude={"limit", "cursor", "namespace"}))
 
 
 def _delivery_filters(chosen: Mapping[str, Any]) -> DeliveryFilters:

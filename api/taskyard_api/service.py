@@ -11,6 +11,7 @@ from sqlalchemy import Connection, RowMapping
 
 from taskyard import audit, failpoints, gauges, metrics, readiness
 from taskyard.audit import Actor
+from taskyard.errors import InvalidInput
 from taskyard.keys import Caller
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
@@ -19,6 +20,7 @@ from taskyard.queue_names import AllowedQueues
 from taskyard.settings import Settings
 from taskyard_api.announcer import Announcer
 from taskyard_api.database import Database
+from taskyard_api.errors import Forbidden
 from taskyard_api.glimpse import Glimpse
 from taskyard_api.group_commit import GroupCommit
 from taskyard_api.lists import Lists
@@ -34,6 +36,7 @@ NAMESPACE = "default"
 CALLER = "taskyard.caller"
 P = ParamSpec("P")
 R = TypeVar("R")
+Id = TypeVar("Id")
 
 
 class Service:
@@ -162,6 +165,42 @@ def may_read_tasks(request: Request) -> bool:
     """May a request's caller see payloads, results and whatever else a task holds?"""
     caller = caller_of(request)
     return caller is None or caller.may("tasks:read")
+
+
+#: What ``namespace=`` may say for all of them.
+EVERY = "*"
+
+
+def reach_of(request: Request, wanted: str | None) -> str | None:
+    """The namespace whose lists and events a request reads, None for all. ``wanted`` is the one that it names, or :data:`EVERY`.
+
+    Raises:
+        Forbidden: it names another one than its key's, without the scope ``all-namespaces``.
+        InvalidInput: the same where no keys are asked for: there all is in one namespace.
+    """
+    caller, own = caller_of(request), namespace_of(request)
+    if caller and caller.reads_all:
+        return None if wanted == EVERY else wanted
+    if wanted in (None, own):
+        return own
+    if caller:
+        raise Forbidden(caller.name, "all-namespaces")
+    raise InvalidInput("Without keys, every call is bound to one namespace.", [("/namespace", f"expected {own!r}, or nothing")])
+
+
+async def home_of(request: Request, find: Callable[[Connection, Id], str | None], id_: Id, *, write: bool = False) -> str:
+    """The namespace in which a call looks for what it addresses by its id: the caller's own, and for a key with `all-namespaces` that of the thing.
+
+    Raises:
+        Forbidden: it would ``write`` to what is another namespace's, without the scope ``admin``.
+    """
+    caller, own = caller_of(request), namespace_of(request)
+    if caller is None or not caller.reads_all:
+        return own
+    found = await service_of(request).read(find, id_) or own
+    if write and found != own and not caller.may("admin"):
+        raise Forbidden(caller.name, "admin")
+    return found
 
 
 async def _namespace(request: Request) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 from taskyard import cursors
 from taskyard.deliveries import ENDED
 from taskyard.errors import NotFound
-from taskyard.queries import Page, merged, number_of, page_of
+from taskyard.queries import Page, merged, number_of, page_of, within
 from taskyard.tables import DELIVERY_STATUSES, deliveries, events
 
 #: Ids are drawn in the order of time, but for the length of the transactions that draw them. None is longer than this.
@@ -38,8 +38,8 @@ class DeliveryFilters:
     created_before: datetime | None = None
 
 
-def list_deliveries(connection: Connection, namespace: str, filters: DeliveryFilters, limit: int, cursor: str | None = None) -> Page:
-    """One page of deliveries, newest first, each with its event's type. Raises InvalidInput for a wrong cursor."""
+def list_deliveries(connection: Connection, namespace: str | None, filters: DeliveryFilters, limit: int, cursor: str | None = None) -> Page:
+    """One page of deliveries of a namespace, or (None) of all, newest first, each with its event's type. Raises InvalidInput for a wrong cursor."""
     bound_to = ["deliveries", namespace, asdict(filters)]
     before = None if cursor is None else number_of(cursors.decode(cursor, bound_to))
     ids = _newest(connection, namespace, filters, limit + 1, before).subquery()
@@ -55,17 +55,26 @@ def delivery(connection: Connection, namespace: str, delivery_id: int) -> Row[An
     return found
 
 
+def namespace_of_delivery(connection: Connection, delivery_id: int) -> str | None:
+    """The namespace that a delivery is in; None if there is no such delivery."""
+    found: str | None = connection.execute(select(deliveries.c.namespace).where(deliveries.c.id == delivery_id)).scalar()
+    return found
+
+
 def matching(connection: Connection, namespace: str, filters: DeliveryFilters, limit: int, before: int | None = None) -> Sequence[Row[Any]]:
     """The id and status of up to ``limit`` deliveries, newest first, from before an id on."""
     return connection.execute(_newest(connection, namespace, filters, limit, before)).all()
 
 
-def _newest(connection: Connection, namespace: str, filters: DeliveryFilters, limit: int, before: int | None) -> Any:
-    conditions = [deliveries.c.namespace == namespace, *_conditions(filters), *_bounds(connection, namespace, filters)]
+def _newest(connection: Connection, namespace: str | None, filters: DeliveryFilters, limit: int, before: int | None) -> Any:
+    conditions = _conditions(filters)
     if before is not None:
         conditions.append(deliveries.c.id < before)
     chosen = select(deliveries.c.id, deliveries.c.status)
-    branches = [chosen.where(*conditions, branch).order_by(deliveries.c.id.desc()).limit(limit) for branch in _branches(filters)]
+    branches = []
+    for inside in within(connection, deliveries.c.namespace, namespace):
+        bounds = [inside, *_bounds(connection, inside, filters)]
+        branches += [chosen.where(*bounds, *conditions, branch).order_by(deliveries.c.id.desc()).limit(limit) for branch in _branches(filters)]
     return merged(branches, limit)
 
 
@@ -99,10 +108,10 @@ def _branches(filters: DeliveryFilters) -> list[ColumnElement[bool]]:
     return [deliveries.c.id.is_not(None)]
 
 
-def _bounds(connection: Connection, namespace: str, filters: DeliveryFilters) -> list[ColumnElement[bool]]:
+def _bounds(connection: Connection, inside: ColumnElement[bool], filters: DeliveryFilters) -> list[ColumnElement[bool]]:
     """What the times say of the ids. It selects nothing more or less; it lets PostgreSQL begin and end at the right place of an index."""
     at, found = deliveries.c.created_at, []
-    ours = select(deliveries.c.id).where(deliveries.c.namespace == namespace).limit(1)
+    ours = select(deliveries.c.id).where(inside).limit(1)
     if filters.created_before is not None:
         later = connection.execute(ours.where(at >= filters.created_before + _LONGEST).order_by(at)).scalar()
         found += [] if later is None else [deliveries.c.id < later]

@@ -90,10 +90,10 @@ def merged(events: Sequence[RowMapping], lines: Sequence[RowMapping], limit: int
     return sorted([*events, *lines], key=lambda row: row["id"])[:limit] if lines else events
 
 
-def is_wanted(row: RowMapping, namespace: str, filters: TaskFilters) -> bool:
+def is_wanted(row: RowMapping, namespace: str | None, filters: TaskFilters) -> bool:
     """Do the filters of a list let this event's task through? As in :func:`taskyard.queries.list_tasks`, which asks PostgreSQL."""
     return (
-        row["namespace"] == namespace
+        namespace in (None, row["namespace"])
         and row["event"] != tasklogs.EVENT
         and (not filters.type or row["type"] in filters.type)
         and (not filters.status or row["status"] in filters.status)

@@ -21,7 +21,7 @@ from taskyard.errors import InvalidInput, NotFound
 from taskyard.spelling import did_you_mean
 from taskyard.tables import keys
 
-Scope = Literal["tasks:read", "tasks:write", "metrics:read", "admin"]
+Scope = Literal["tasks:read", "tasks:write", "metrics:read", "all-namespaces", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 PREFIX = "ty_"
 #: How exactly it is known when a key was last used: a busy key would be a row that is written without end.
@@ -46,8 +46,13 @@ class Caller:
     expires_in: float | None = None
 
     def may(self, scope: Scope) -> bool:
-        """``admin`` includes the others."""
-        return scope in self.scopes or "admin" in self.scopes
+        """Does a scope of this key open what ``scope`` opens? ``admin`` opens all, and ``all-namespaces`` what ``tasks:read`` does."""
+        return bool(self.scopes & {scope, "admin"}) or (scope == "tasks:read" and self.reads_all)
+
+    @property
+    def reads_all(self) -> bool:
+        """Does it read the tasks of every namespace? ``admin`` alone does not."""
+        return "all-namespaces" in self.scopes
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import product
 from typing import Any
 from uuid import UUID
 
@@ -47,17 +48,46 @@ class TaskFilters:
     parent_id: UUID | None = None
 
 
-def list_tasks(connection: Connection, namespace: str, filters: TaskFilters, limit: int, cursor: str | None = None) -> Page:
-    """One page of tasks, newest first.
+#: Lists of all namespaces read each one's indexes by itself, up to so many of them.
+MOST_BRANCHES = 100
+# One step of an index for each namespace, however many tasks it has.
+_NAMESPACES = text(
+    """
+WITH RECURSIVE walk(namespace) AS (
+  (SELECT namespace FROM tasks ORDER BY namespace LIMIT 1)
+  UNION ALL
+  SELECT (SELECT t.namespace FROM tasks t WHERE t.namespace > walk.namespace ORDER BY t.namespace LIMIT 1) FROM walk WHERE walk.namespace IS NOT NULL
+)
+SELECT namespace FROM walk WHERE namespace IS NOT NULL LIMIT :limit"""
+)
+
+
+def within(connection: Connection, column: ColumnElement[str], namespace: str | None) -> list[ColumnElement[bool]]:
+    """Disjoint conditions that together mean a namespace, or (None) all of them: every list's index begins with the namespace."""
+    if namespace is not None:
+        return [column == namespace]
+    known = connection.execute(_NAMESPACES, {"limit": MOST_BRANCHES + 1}).scalars().all()
+    return [column == one for one in known] if 0 < len(known) <= MOST_BRANCHES else [column.is_not(None)]
+
+
+def namespace_of_task(connection: Connection, task_id: UUID) -> str | None:
+    """The namespace that a task is in; None if there is no such task."""
+    found: str | None = connection.execute(select(tasks.c.namespace).where(tasks.c.id == task_id)).scalar()
+    return found
+
+
+def list_tasks(connection: Connection, namespace: str | None, filters: TaskFilters, limit: int, cursor: str | None = None) -> Page:
+    """One page of tasks of a namespace, or (None) of all, newest first.
 
     Raises:
         InvalidInput: the cursor is garbled, or belongs to other filters.
     """
     bound_to = ["tasks", namespace, asdict(filters)]
-    conditions = [tasks.c.namespace == namespace, *_conditions(filters)]
+    conditions = _conditions(filters)
     if cursor is not None:
         conditions.append(tasks.c.id < uuid_of(cursors.decode(cursor, bound_to)))
-    branches = [select(tasks).where(*conditions, branch).order_by(tasks.c.id.desc()).limit(limit + 1) for branch in _branches(filters)]
+    apart = product(within(connection, tasks.c.namespace, namespace), _branches(filters))
+    branches = [select(tasks).where(*conditions, *each).order_by(tasks.c.id.desc()).limit(limit + 1) for each in apart]
     rows = connection.execute(merged(branches, limit + 1)).all()
     return page_of(rows, limit, lambda row: row.id.bytes, bound_to)
 

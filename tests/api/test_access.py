@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +19,7 @@ from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import Connection, Engine, text
 from structlog.testing import capture_logs
 
-from taskyard import audit, keys
+from taskyard import audit, keys, queries
 from taskyard.audit import Actor
 from taskyard.errors import InvalidInput
 from taskyard.plugins import Registry
@@ -274,6 +277,147 @@ async def test_another_namespaces_things_are_nowhere_on_any_call(app: FastAPI, t
     assert hidden >= 10
     assert (await two.ours.get(f"/tasks/{two.task['id']}")).json() == two.task, "and nothing has changed"
     assert (await two.ours.get("/deliveries")).json()["items"] == [two.delivery]
+
+
+async def listed(client: AsyncClient, path: str) -> list[tuple[str, str]]:
+    """The namespaces and ids in a list, over all its pages."""
+    found, cursor = [], ""
+    while True:
+        page = (await client.get(f"{path}{'&' if '?' in path else '?'}limit=1{cursor}")).json()
+        found += [(item["namespace"], item["id"]) for item in page["items"]]
+        if not page["next_cursor"]:
+            return found
+        cursor = f"&cursor={page['next_cursor']}"
+
+
+async def test_a_key_for_all_namespaces_lists_and_gets_what_every_namespace_has(app: FastAPI, two: Two, engine: Engine) -> None:
+    theirs = await submit(two.theirs, "pages.fetch", {"url": "https://example.com/"}, tags=["secret"])
+    pairs = [("theirs", theirs["id"]), ("ours", two.task["id"])]
+    async with with_key(app, new_key(engine, "o", namespace="ops", scopes=("all-namespaces",))) as operator:
+        for query in ("", "?namespace=*", "?tag=secret", "?status=pending", "?status=pending&type=pages.fetch&type=anything", "?q=01"):
+            assert await listed(operator, f"/tasks{query}") == pairs, query
+        assert await listed(operator, "/tasks?namespace=ours") == pairs[1:]
+        assert await listed(operator, "/tasks?namespace=theirs&status=pending") == pairs[:1]
+        assert await listed(operator, "/tasks?namespace=nobodys") == []
+        for of in ("", "?namespace=ours", "?route=all%20ends", "?status=pending"):
+            assert ("ours", two.delivery["id"]) in await listed(operator, f"/deliveries{of}"), of
+        assert {name for name, _ in await listed(operator, "/deliveries")} == {"ours", "theirs"}
+        assert (await operator.get(f"/tasks/{two.task['id']}")).json() == two.task
+        assert (await operator.get(f"/deliveries/{two.delivery['id']}")).json() == two.delivery
+        ids = {"task_id": two.task["id"], "delivery_id": two.delivery["id"]}
+        for method, path in walk.calls(app):
+            if method == "GET" and set(walk.parameters(path)) & set(ids) and not path.endswith("/stream"):
+                assert (await operator.get(f"http://test{walk.address(path, ids)}")).status_code == 200, path
+        assert (await operator.get("/queues")).status_code == 200
+        waited = await operator.get(f"/tasks/{two.task['id']}", headers={"Prefer": "wait=0"})
+        assert (waited.status_code, waited.json()["id"]) == (200, two.task["id"])
+        assert (await operator.get("http://test/metrics")).status_code == 403
+        assert (await operator.get(f"/tasks/{NOBODYS}")).status_code == 404
+
+
+async def test_a_key_for_all_namespaces_writes_elsewhere_only_by_id_and_only_with_admin(app: FastAPI, two: Two, engine: Engine) -> None:
+    at = f"/tasks/{two.task['id']}"
+    both = ("all-namespaces", "tasks:write")
+    async with with_key(app, new_key(engine, "w", namespace="ops", scopes=both)) as writer:
+        own = await submit(writer)
+        assert own["namespace"] == "ops", "a submission is in the key's own namespace"
+        assert (await writer.post(f"/tasks/{own['id']}/hold")).status_code == 200
+        for refused in (await writer.post(f"{at}/hold"), await writer.patch(at, json={"priority": 1})):
+            assert (refused.status_code, "needs the scope admin" in refused.json()["detail"]) == (403, True)
+        assert (await writer.post(f"/tasks/{NOBODYS}/hold")).status_code == 404
+    async with with_key(app, new_key(engine, "a", namespace="ops", scopes=(*both, "admin"))) as admin:
+        held = await admin.post(f"{at}/hold")
+        assert (held.status_code, held.json()["namespace"], held.json()["status"]) == (200, "ours", "held")
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE deliveries SET status = 'dead', next_try_at = NULL"))
+        again = await admin.post(f"/deliveries/{two.delivery['id']}/redeliver")
+        assert (again.status_code, again.json()["status"]) == (200, "pending")
+        for of, action in (("tasks", "release"), ("deliveries", "redeliver")):
+            for chosen in ({}, {"namespace": "ours"}):
+                answer = await admin.post(f"/{of}/actions", json={"action": action, "filter": chosen, "dry_run": True})
+                own_alone = {"matched": 1 if of == "tasks" else len(await listed(admin, "/deliveries?namespace=ops")), "changed": 0}
+                assert answer.status_code == 422 if chosen else answer.json() == own_alone, "an action stays in the key's own namespace"
+    with engine.connect() as connection:
+        names = {(entry.verb, entry.key_name, entry.namespace) for entry in audit.entries(connection, 10)}
+    assert ("task.hold", "a", "ops") in names
+
+
+async def test_admin_alone_redelivers_and_reads_in_its_own_namespace(two: Two) -> None:
+    delivery, task = f"/deliveries/{two.delivery['id']}", f"/tasks/{two.task['id']}"
+    for method, path in (("POST", f"{delivery}/redeliver"), ("GET", delivery), ("GET", task)):
+        assert (await two.theirs.request(method, path)).status_code == 404
+
+
+async def test_the_command_line_lists_one_namespace_or_all_and_says_where_each_task_is(
+    two: Two, api_settings: Settings, registry: Registry, engine: Engine
+) -> None:
+    theirs = await submit(two.theirs)
+    everywhere, here = (new_key(engine, scope.partition(":")[0], namespace="theirs", scopes=(scope,)) for scope in ("all-namespaces", "tasks:read"))
+    another = create_app(api_settings.model_copy(update={"auth": AuthSettings(mode="keys")}), registry)
+    async with served(another) as url:
+
+        async def taskyard(key: str, *arguments: str) -> tuple[int, str, str]:
+            environment = {"PATH": os.environ["PATH"], "TASKYARD_URL": url.removesuffix("/api/v1"), "TASKYARD_KEY": key}
+            command = [sys.executable, "-m", "taskyard", *arguments]
+            run = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60)
+            return run.returncode, run.stdout, run.stderr
+
+        _, shown, _ = await taskyard(everywhere, "tasks", "list", "--all-namespaces")
+        header, *rows = [line.split() for line in shown.splitlines()]
+        assert header[:2] == ["NAMESPACE", "ID"]
+        assert [row[:2] for row in rows] == [["theirs", theirs["id"]], ["ours", two.task["id"]]]
+        assert [row.split()[0] for row in (await taskyard(everywhere, "tasks", "list", "--namespace", "ours"))[1].splitlines()[1:]] == [two.task["id"]]
+        assert two.delivery["id"] in (await taskyard(everywhere, "deliveries", "list", "--namespace", "ours"))[1].split()
+        assert [row.split()[0] for row in (await taskyard(here, "tasks", "list"))[1].splitlines()[1:]] == [theirs["id"]]
+        for arguments in (("tasks", "list", "-A"), ("tasks", "list", "--namespace", "ours"), ("tasks", "watch", "-A"), ("deliveries", "list", "-A")):
+            code, _, said = await taskyard(here, *arguments)
+            assert (code, "all-namespaces" in said) == (1, True), said
+        assert (await taskyard(here, "tasks", "list", "-A", "--namespace", "x"))[0] == 2
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/deliveries", "/events"])
+async def test_a_filter_by_namespace_shows_other_keys_their_own_alone(two: Two, path: str) -> None:
+    for wanted in ("ours", "*", "nobodys"):
+        refused = await two.theirs.get(f"{path}?namespace={wanted}")
+        assert (refused.status_code, refused.json()["type"]) == (403, "urn:taskyard:problem:forbidden"), "the same, whether there is one of this name or not"
+        assert "all-namespaces" in refused.json()["detail"]
+    if path != "/events":
+        assert [item["namespace"] for item in (await two.ours.get(f"{path}?namespace=ours")).json()["items"]] == ["ours"]
+
+
+async def test_without_keys_there_is_one_namespace_to_ask_for(api_settings: Settings, registry: Registry) -> None:
+    made = create_app(api_settings, registry)
+    async with made.router.lifespan_context(made), client_of(made) as client:
+        task = await submit(client)
+        assert await listed(client, "/tasks?namespace=default") == [("default", task["id"])]
+        refused = await client.get("/tasks?namespace=ours")
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/namespace")
+
+
+async def test_a_stream_of_all_namespaces_has_the_events_of_all_or_of_the_one_that_is_named(
+    two: Two, api_settings: Settings, registry: Registry, engine: Engine
+) -> None:
+    key = new_key(engine, "o", namespace="ops", scopes=("tasks:read", "all-namespaces"))
+    another = create_app(api_settings.model_copy(update={"auth": AuthSettings(mode="keys")}), registry)
+    async with (
+        served(another) as url,
+        AsyncClient(base_url=url, timeout=60, headers={"Authorization": f"Bearer {key}"}) as operator,
+        reading(operator, "/events", **{"Last-Event-ID": "0"}) as every,
+        reading(operator, "/events?namespace=theirs", **{"Last-Event-ID": "0"}) as some,
+        reading(operator, f"/tasks/{two.task['id']}/stream") as one,
+    ):
+        theirs = await submit(two.theirs)
+        assert await every.event() == ("task.submitted", two.task["id"])
+        assert await every.event() == await some.event() == ("task.submitted", theirs["id"])
+        assert await one.event() == ("task.submitted", two.task["id"])
+
+
+async def test_many_namespaces_are_listed_as_few_are(app: FastAPI, two: Two, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MOST_BRANCHES", 1)
+    theirs = await submit(two.theirs)
+    async with with_key(app, new_key(engine, "o", namespace="ops", scopes=("all-namespaces",))) as operator:
+        for query in ("", "?status=pending", "?type=anything"):
+            assert await listed(operator, f"/tasks{query}") == [("theirs", theirs["id"]), ("ours", two.task["id"])]
 
 
 async def test_what_others_have_is_in_the_way_of_no_submission(two: Two, engine: Engine) -> None:

@@ -57,7 +57,7 @@ async def test_the_estimate_is_by_the_pace_and_the_slots_of_the_workers_that_liv
     with engine.connect() as connection:
         before = connection.execute(text("SELECT now()")).scalar_one()
     start = datetime.fromisoformat((await placed(client, tasks[-1]))["estimated_start"])
-    assert 300 <= (start - before).total_seconds() < 360
+    assert 500 <= (start - before).total_seconds() < 560, "40 tasks of 30 s on 4 slots are 300 s: the next coarse step"
     with engine.begin() as connection:
         connection.execute(text("UPDATE workers SET beat_at = now() - interval '1 hour'"))
     assert (await placed(client, tasks[-1]))["estimated_start"] is None
@@ -100,6 +100,25 @@ async def test_lists_and_submissions_do_not_count(client: AsyncClient) -> None:
     (listed,) = (await client.get("/tasks")).json()["items"]
     for shown in (task, listed):
         assert (shown["position"], shown["estimated_start"]) == (None, None)
+
+
+async def test_what_other_namespaces_have_in_line_is_not_counted(client: AsyncClient, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "COUNT_LIMIT", 10)
+    theirs = [await submit(client, priority=9) for _ in range(6)]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE tasks SET namespace = 'theirs'"))
+    first, second = [await submit(client) for _ in range(2)]
+    for task, position in ((first, 1), (second, 2)):
+        answer = (await client.get(f"/tasks/{task['id']}/place")).json()
+        assert answer == {"position": position, "capped": False, "estimated_start": None}
+    theirs += [await submit(client, priority=9) for _ in range(6)]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE tasks SET namespace = 'theirs' WHERE priority = 9"))
+    assert (await client.get(f"/tasks/{second['id']}/place")).json() == {"position": 1, "capped": True, "estimated_start": None}, "ten stand before it"
+
+
+def test_an_estimate_is_too_coarse_to_count_by() -> None:
+    assert [place.coarse(seconds) for seconds in (0.0, 0.3, 1.0, 1.1, 2.1, 5.1, 99.0, 300.0, 86_400.0)] == [1, 1, 1, 2, 5, 10, 100, 500, 100_000]
 
 
 async def test_the_place_alone_says_the_same_and_whether_counting_stopped(client: AsyncClient, engine: Engine) -> None:

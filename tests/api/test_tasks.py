@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 CONTRACT = {
     *("type", "payload", "priority", "queue", "run_at", "expires_at", "timeout", "max_attempts", "tags", "metadata", "unique_key"),
     *("id", "status", "attempt", "result", "error", "progress", "created_at", "updated_at", "queued_at", "started_at", "finished_at"),
-    *("next_run_at", "cancel_requested", "version", "position", "estimated_start", "parent_id"),
+    *("next_run_at", "cancel_requested", "version", "position", "estimated_start", "parent_id", "namespace"),
 }
 
 
@@ -111,7 +111,7 @@ async def test_people_move_a_task_by_verbs(client: AsyncClient) -> None:
         assert (answer.status_code, answer.json()["status"]) == (200, status)
     history = (await client.get(f"/tasks/{task['id']}/events")).json()["items"]
     assert [event["type"] for event in history] == ["task.submitted", "task.held", "task.released", "task.cancelled", "task.retrying"]
-    assert all(set(event) == {"id", "type", "time", "task_id", "attempt", "data"} for event in history)
+    assert all(set(event) == {"id", "namespace", "type", "time", "task_id", "attempt", "data"} for event in history)
 
 
 async def test_a_move_that_the_status_forbids_says_what_is_allowed(client: AsyncClient) -> None:

@@ -19,7 +19,7 @@ from taskyard_api.body import json_object
 from taskyard_api.models import DELIVERY, DELIVERY_PAGE, DeliveryActionOut, DeliveryOut, DeliveryPage
 from taskyard_api.parameters import DeliveryConvertor, DeliveryId, DeliveryQuery, delivery_action_filters, delivery_number, read_delivery_action
 from taskyard_api.routes.answers import BODY, answer, body, problems
-from taskyard_api.service import Namespace, Serving
+from taskyard_api.service import Namespace, Serving, home_of, namespace_of, reach_of
 
 register_url_convertor("delivery", DeliveryConvertor())
 router = APIRouter(tags=["deliveries"])
@@ -28,9 +28,11 @@ PAGE, BATCH = 1000, 200
 
 
 @router.get("/deliveries", response_model=DeliveryPage, responses=problems())
-async def list_deliveries(service: Serving, namespace: Namespace, query: Annotated[DeliveryQuery, Query()]) -> Response:
+async def list_deliveries(request: Request, service: Serving, query: Annotated[DeliveryQuery, Query()]) -> Response:
     """List deliveries with all their tries, newest first."""
-    return answer(DELIVERY_PAGE, await service.listed(namespace, delivery_lists.list_deliveries, namespace, query.filters(), query.limit, query.cursor))
+    reach = reach_of(request, query.namespace)
+    page = await service.listed(namespace_of(request), delivery_lists.list_deliveries, reach, query.filters(), query.limit, query.cursor)
+    return answer(DELIVERY_PAGE, page)
 
 
 @router.post("/deliveries/actions", response_model=DeliveryActionOut, responses=problems(*BODY), openapi_extra=body("DeliveryAction"))
@@ -62,13 +64,16 @@ async def act_on_deliveries(request: Request, service: Serving, namespace: Names
 
 
 @router.get("/deliveries/{delivery_id:delivery}", response_model=DeliveryOut, responses=problems(404))
-async def get_delivery(service: Serving, namespace: Namespace, delivery_id: DeliveryId) -> Response:
+async def get_delivery(request: Request, service: Serving, delivery_id: DeliveryId) -> Response:
     """Look at one delivery and all its tries."""
-    return answer(DELIVERY, await service.read(delivery_lists.delivery, namespace, delivery_number(delivery_id)))
+    number = delivery_number(delivery_id)
+    namespace = await home_of(request, delivery_lists.namespace_of_delivery, number)
+    return answer(DELIVERY, await service.read(delivery_lists.delivery, namespace, number))
 
 
 @router.post("/deliveries/{delivery_id}/redeliver", response_model=DeliveryOut, responses=problems(404, 409))
-async def redeliver(request: Request, service: Serving, namespace: Namespace, delivery_id: DeliveryId) -> Response:
+async def redeliver(request: Request, service: Serving, delivery_id: DeliveryId) -> Response:
     """Send a delivery again that is `dead` or `delivered`: the same event by the same ids, with fresh attempts. Its tries are kept."""
     number = delivery_number(delivery_id)
+    namespace = await home_of(request, delivery_lists.namespace_of_delivery, number, write=True)
     return answer(DELIVERY, await service.operate(request, "delivery.redeliver", delivery_id, deliveries.redeliver, namespace, number))

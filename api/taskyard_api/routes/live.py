@@ -14,7 +14,7 @@ from taskyard_api import access
 from taskyard_api.live import LAST, Asked
 from taskyard_api.parameters import FilterQuery, TaskId, task_uuid
 from taskyard_api.routes.answers import problems
-from taskyard_api.service import Namespace, Service, Serving
+from taskyard_api.service import Service, Serving, home_of, reach_of
 from taskyard_api.sse import MEDIA_TYPE, EventStream
 
 router = APIRouter(tags=["live"])
@@ -47,11 +47,10 @@ _OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The task has end
 
 
 @router.get("/events", status_code=200, response_class=EventStream, responses=_STREAM | problems(429), openapi_extra=_LAST_EVENT_ID)
-async def stream_events(
-    request: Request, service: Serving, namespace: Namespace, query: Annotated[FilterQuery, Query()], last_event_id: LastEventId = None
-) -> Response:
+async def stream_events(request: Request, service: Serving, query: Annotated[FilterQuery, Query()], last_event_id: LastEventId = None) -> Response:
     """Follow what happens to all tasks that the filters let through, live. Nothing is left out and nothing comes twice, also after a
     reconnect with `Last-Event-ID`."""
+    namespace = reach_of(request, query.namespace)
     filters, after = service.widened(query.filters()), await _number(service, last_event_id)
     service.feed.admit()
     return EventStream(service.feed.stream(Asked(lambda row: feed.is_wanted(row, namespace, filters), _check(request), after, namespace)))
@@ -60,9 +59,10 @@ async def stream_events(
 @router.get(
     "/tasks/{task_id}/stream", status_code=200, response_class=EventStream, responses=_STREAM | _OVER | problems(404, 429), openapi_extra=_LAST_EVENT_ID
 )
-async def stream_task(request: Request, service: Serving, namespace: Namespace, task_id: TaskId, last_event_id: LastEventId = None) -> Response:
+async def stream_task(request: Request, service: Serving, task_id: TaskId, last_event_id: LastEventId = None) -> Response:
     """Follow one task: its history and its log lines so far, then live, progress too, until it has ended."""
     id_, after = task_uuid(task_id), await _number(service, last_event_id) or 0
+    namespace = await home_of(request, queries.namespace_of_task, id_)
     task = await service.read(queries.task, namespace, id_)
     if task.finished_at is not None and after and not await service.read(feed.events, after, LAST, 1, id_):
         # An EventSource comes back whenever a stream ends, unless it is told not to.

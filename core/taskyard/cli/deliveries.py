@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from taskyard.cli.output import AsJson, console, local_time, say, write_json, write_pairs, write_table
-from taskyard.cli.rest import Key, ProfileName, Url, connect
+from taskyard.cli.rest import AllNamespaces, Key, Namespace, ProfileName, Url, connect, namespace_filter
 
 app = typer.Typer(help="Look at notifications, and send them again.", no_args_is_help=True)
 
@@ -31,6 +31,8 @@ def list_(
     task: Task = None,
     created_after: After = None,
     created_before: Before = None,
+    namespace: Namespace = None,
+    all_namespaces: AllNamespaces = False,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Deliveries at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on where a list ended.")] = None,
     url: Url = None,
@@ -41,11 +43,14 @@ def list_(
     """List deliveries, newest first, with the outcome of the last try."""
     chosen = _given(status=status, route=route, notifier=notifier, event=event, task_id=task, created_after=created_after, created_before=created_before)
     with connect(url, key, profile) as service:
-        page = service.call("GET", "deliveries", params=chosen | _given(limit=limit, cursor=cursor))
+        page = service.call("GET", "deliveries", params=chosen | namespace_filter(namespace, all_namespaces) | _given(limit=limit, cursor=cursor))
     if as_json:
         write_json(page)
         return
-    write_table(COLUMNS, [_row(delivery) for delivery in page["items"]], fold=("EVENT", "ROUTE", "CREATED", "LAST TRY"))
+    columns, rows = list(COLUMNS), [_row(delivery) for delivery in page["items"]]
+    if all_namespaces or len({delivery.get("namespace") for delivery in page["items"]}) > 1:
+        columns, rows = ["NAMESPACE", *columns], [(delivery["namespace"], *row) for delivery, row in zip(page["items"], rows, strict=True)]
+    write_table(columns, rows, fold=("EVENT", "ROUTE", "CREATED", "LAST TRY"))
     if page.get("next_cursor"):
         say(f"There are more: --cursor {page['next_cursor']}")
 

@@ -42,6 +42,20 @@ ProfileName = Annotated[
 ]
 
 
+Namespace = Annotated[
+    str | None,
+    typer.Option("--namespace", help="Only this namespace. Another one than the key's own needs a key with the scope all-namespaces.", show_default=False),
+]
+AllNamespaces = Annotated[bool, typer.Option("--all-namespaces", "-A", help="All namespaces: needs a key with the scope all-namespaces.")]
+
+
+def namespace_filter(namespace: str | None, every: bool) -> dict[str, str]:
+    """The filter that these two options stand for."""
+    if namespace is not None and every:
+        raise typer.BadParameter("expected a namespace, or all of them, and not both", param_hint="--namespace")
+    return {"namespace": "*"} if every else {} if namespace is None else {"namespace": namespace}
+
+
 @contextmanager
 def connect(url: str | None, key: str | None, profile: str | None = None) -> Iterator[Client]:
     """The service that a command's options, the environment and the user's profiles name.

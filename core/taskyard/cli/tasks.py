@@ -7,7 +7,19 @@ from typing import Annotated, Any, cast
 import typer
 
 from taskyard.cli.output import AsJson, console, local_time, say, text, write_json, write_table
-from taskyard.cli.rest import Key, ProfileName, Url, complete_id, complete_queue, complete_status, complete_type, connect
+from taskyard.cli.rest import (
+    AllNamespaces,
+    Key,
+    Namespace,
+    ProfileName,
+    Url,
+    complete_id,
+    complete_queue,
+    complete_status,
+    complete_type,
+    connect,
+    namespace_filter,
+)
 from taskyard.cli.submit import write_answer
 from taskyard.cli.tasklog import logs
 from taskyard.client import Event, Filters, Task
@@ -37,6 +49,8 @@ def list_(
     created_before: Annotated[str | None, typer.Option(help="Only created before this time (RFC 3339).")] = None,
     q: Annotated[str | None, typer.Option("--query", "-q", help="First letters of an id, type or tag.")] = None,
     parent: Annotated[str | None, typer.Option(help="Only those that this task's handler submitted.", metavar="ID")] = None,
+    namespace: Namespace = None,
+    all_namespaces: AllNamespaces = False,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Tasks at most.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Go on where a list ended.")] = None,
     url: Url = None,
@@ -46,13 +60,16 @@ def list_(
 ) -> None:
     """List tasks, newest first."""
     given = {"status": status, "type": type, "queue": queue, "tag": tag, "priority": priority, "q": q}
-    given |= {"created_after": created_after, "created_before": created_before, "parent_id": parent}
+    given |= {"created_after": created_after, "created_before": created_before, "parent_id": parent, **namespace_filter(namespace, all_namespaces)}
     with connect(url, key, profile) as client:
         page = client.page(limit=limit, cursor=cursor, **cast(Filters, {name: value for name, value in given.items() if value is not None}))
     if as_json:
         write_json(page.model_dump(mode="json"))
         return
-    write_table(("ID", "TYPE", "STATUS", "QUEUE", "PRIO", "CREATED"), [_row(task) for task in page.items], fold=("TYPE", "QUEUE", "CREATED"))
+    columns, rows = ["ID", "TYPE", "STATUS", "QUEUE", "PRIO", "CREATED"], [_row(task) for task in page.items]
+    if all_namespaces or len({task.namespace for task in page.items}) > 1:
+        columns, rows = ["NAMESPACE", *columns], [(task.namespace, *row) for task, row in zip(page.items, rows, strict=True)]
+    write_table(columns, rows, fold=("TYPE", "QUEUE", "CREATED"))
     if page.next_cursor:
         say(f"There are more: --cursor {page.next_cursor}")
 
@@ -87,17 +104,20 @@ def _event_row(event: Event) -> tuple[Any, ...]:
 def watch(
     id: Annotated[str | None, typer.Argument(help="Task id; or none, for all tasks.", metavar="[ID]", autocompletion=complete_id)] = None,
     filter: Annotated[list[str] | None, typer.Option("--filter", "-f", help="Of all tasks, those with this; repeat for more.", metavar="NAME=VALUE")] = None,
+    namespace: Namespace = None,
+    all_namespaces: AllNamespaces = False,
     url: Url = None,
     key: Key = None,
     profile: ProfileName = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a task's events as they happen, until its end; exit with 1 unless it succeeded. Without an id, those of all tasks until Ctrl-C."""
-    if id and filter:
-        raise typer.BadParameter("expected a task's id, or --filter, and not both", param_hint="ID")
+    chosen = namespace_filter(namespace, all_namespaces)
+    if id and (filter or chosen):
+        raise typer.BadParameter("expected a task's id, or --filter and namespaces, and not both", param_hint="ID")
     with connect(url, key, profile) as client:
         if id is None:
-            for event in client.watch(**_filter(filter or [])):
+            for event in client.watch(**cast(Filters, _filter(filter or []) | chosen)):
                 _show_event(event, as_json=as_json, whose=True)
             return
         for event in client.follow(id):

@@ -41,6 +41,8 @@ class Task(Answer):
     """
 
     id: UUID
+    #: None of a service of an earlier version, and in what a key without ``tasks:read`` gets of a write.
+    namespace: str | None = None
     type: str
     #: One of :data:`taskyard.statuses.Status`, or one that only a newer service knows.
     status: str
@@ -95,6 +97,7 @@ class Event(Answer):
     """
 
     id: str
+    namespace: str | None = None
     type: str
     time: datetime
     task_id: UUID

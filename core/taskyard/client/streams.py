@@ -59,7 +59,8 @@ def _event(message: httpx2.ServerSentEvent) -> Event:
     try:
         outer: Any = message.json()
         data = dict(outer["data"])
-        head = {"id": message.id or outer["id"], "type": outer["type"], "time": outer["time"]}
+        namespace = str(outer.get("source", "")).rpartition("/")[2] or None
+        head = {"id": message.id or outer["id"], "namespace": namespace, "type": outer["type"], "time": outer["time"]}
         return Event.model_validate({**head, "task_id": data.pop("task_id"), "attempt": data.pop("attempt"), "task": data.pop("task", None), "data": data})
     except (ValueError, LookupError, TypeError) as error:
         raise UnexpectedAnswer(f"The stream has sent what is no event: {message.data[:200]}") from error

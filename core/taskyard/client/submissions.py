@@ -47,8 +47,12 @@ class Options(TypedDict, total=False):
 
 
 class Filters(TypedDict, total=False):
-    """Which tasks: the filters of ``GET /tasks``. Values of one add up; different ones must all hold."""
+    """Which tasks: the filters of ``GET /tasks``. Values of one add up; different ones must all hold.
 
+    ``namespace`` is for keys that read across namespaces: one of them, or ``*`` for all. Actions take none.
+    """
+
+    namespace: str
     status: Words
     type: Words
     queue: Words
@@ -72,8 +76,9 @@ class Changes(TypedDict, total=False):
 
 
 class DeliveryFilters(TypedDict, total=False):
-    """Which deliveries: the filters of ``GET /deliveries``."""
+    """Which deliveries: the filters of ``GET /deliveries``. ``namespace`` as for tasks."""
 
+    namespace: str
     status: Words
     route: Words
     notifier: Words
