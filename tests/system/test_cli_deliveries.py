@@ -98,3 +98,26 @@ def test_past_events_go_to_a_new_route(tmp_path: Path, database_url: str, engine
     assert json.loads(run("--since", "2020-01-01T00:00:00Z", "--route", "new", "--json")) == {"read": 3, "sent": 0, "wanted": 0}
     assert "No dispatcher has started with a route 'nwe'" in run("--since", "1h", "--route", "nwe", code=1)
     assert "or how long ago" in run("--since", "yesterday", "--route", "new", code=2)
+
+
+def test_queues_are_listed_paused_and_resumed(tmp_path: Path, url: str, engine: Engine) -> None:
+    def run(*arguments: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "taskyard", "queues", *arguments, "--url", url]
+        done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    submit(engine, 2)
+
+    def state() -> list[str]:
+        return next(line.split() for line in run("list").splitlines() if line.startswith("default"))
+
+    assert state()[1:5] == ["no", "worker", "2", "0"]
+    assert "2 tasks wait" in run("pause", "default")
+    assert state()[1:4] == ["paused", "2", "0"]
+    assert json.loads(run("list", "--json"))["items"][0]["paused"] is True
+    assert "No live worker serves it" in run("resume", "default")
+    with engine.begin() as connection:
+        lifecycle.register_worker(connection, uuid7.uuid7(), "w1", ["default"], {"sync": 1})
+    assert state()[1:4] == ["served", "2", "0"]
+    assert "Did you mean 'default'" in run("pause", "defautl", code=1)

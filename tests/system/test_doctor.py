@@ -18,9 +18,12 @@ import pytest
 from kombu import Connection, Queue
 from sqlalchemy import create_engine, make_url
 
+from taskyard import backlog
 from taskyard.children import as_nobody, dying_with_us, is_root
 from taskyard.doctor import Finding, examine, ok
 from taskyard.doctor import database as database_checks
+from taskyard.routes import disable, sync_routes
+from taskyard.settings import Route
 from tests.conftest import SERVER_RABBITMQ
 from tests.conftest import _answers as answers
 from tests.databases import cloned
@@ -75,6 +78,22 @@ def test_no_worker_and_no_dispatcher_fail_with_the_command_that_starts_them(stac
     assert code == 1
     assert {check for check, finding in found.items() if finding["state"] == "fail"} == {"workers", "dispatcher"}
     assert "taskyard worker" in found["workers"]["advice"]
+
+
+def test_what_waits_for_somebody_is_told(stack: Stack) -> None:
+    stack.submit("t.echo")
+    stack.submit("t.aecho")
+    stack.submit("t.echo", queue="parked")
+    with stack.engine.begin() as connection:
+        backlog.pause(connection, "io", ["io"], 15)
+        connection.exec_driver_sql("UPDATE tasks SET next_run_at = now() + interval '30 s' WHERE queue = 'parked'")
+        sync_routes(connection, [Route(name="ops", notifier="log", events=("task.failed",))])
+        disable(connection, "ops", "410 Gone")
+    _, found = findings(stack.folder, **settings_of(stack))
+    assert "io (1 wait)" in found["paused queues"]["detail"]
+    assert "default (1 wait)" in found["queues without a worker"]["detail"]
+    assert found["parked tasks"]["detail"] == "1 of type t.echo in queue parked"
+    assert found["routes that are off"]["detail"] == "ops: 410 Gone"
 
 
 def test_a_database_without_a_schema_is_told_to_upgrade(postgres_url: str, broker_url: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from taskyard import dispatchers, queries, readiness
 from taskyard.database import database_url, sync_engine
 from taskyard.database_errors import driver_words, is_outage
 from taskyard.doctor import Finding, fail, ok, warn
+from taskyard.doctor.waiting import check_waiting
 from taskyard.errors import ConfigurationError
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard.tables import SCHEMA_REVISION
@@ -81,6 +82,7 @@ def _check_connected(engine: Engine, settings: Settings, place: str) -> Iterator
         yield _writes(parts["writes"])
         yield from _roles(parts, settings)
         yield _broker_as_seen(connection, settings)
+        yield from check_waiting(connection, settings)
 
 
 def _server(connection: Connection, place: str) -> Finding:
