@@ -21,6 +21,7 @@ from typing import TypeAlias
 import psutil
 from kombu import Connection, Queue
 from kombu.exceptions import ChannelError
+from sqlalchemy import make_url
 
 from taskyard import embedded
 from taskyard.children import NOBODY, as_nobody, dying_with_us, is_root
@@ -30,6 +31,7 @@ from tests.stack import until
 
 #: The database that tests clone on a private PostgreSQL.
 TEMPLATE = "ty_template"
+_PGBOUNCER = Path("/usr/sbin/pgbouncer")
 _RABBITMQ = (Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), Path(shutil.which("rabbitmq-server") or "rabbitmq-server"))
 
 
@@ -232,6 +234,47 @@ def _owned(command: list[str]) -> list[str]:
     return as_nobody(command) if is_root() else dying_with_us(command)
 
 
+class PrivatePgBouncer:
+    """A PgBouncer of one's own before a PostgreSQL (``url``), with settings of its ``[pgbouncer]`` section.
+
+    Raises:
+        FileNotFoundError: PgBouncer is not installed.
+    """
+
+    def __init__(self, url: str, **settings: object) -> None:
+        program = _PGBOUNCER if _PGBOUNCER.is_file() else shutil.which("pgbouncer")
+        if program is None:
+            raise FileNotFoundError("pgbouncer is not installed")
+        target = make_url(url)
+        self.port = free_port()
+        self.url = target.set(host="127.0.0.1", port=self.port, query={}).render_as_string(hide_password=False)
+        # Not under the folder of a test run: that is closed to nobody.
+        self._folder = Path(tempfile.mkdtemp(prefix="ty-pgb-", dir="/tmp"))
+        where = f"host={target.host or target.query['host']} port={target.port or 5432} user={target.username}"
+        options = {"listen_addr": "127.0.0.1", "listen_port": self.port, "unix_socket_dir": "", "auth_type": "any"} | settings
+        lines = ["[databases]", f"* = {where}", "[pgbouncer]", *(f"{name} = {value}" for name, value in options.items())]
+        config = self._folder / "pgbouncer.ini"
+        config.write_text("\n".join(lines) + "\n")
+        if is_root():
+            for path in (self._folder, config):
+                os.chown(path, NOBODY, NOBODY)
+        with (self._folder / "out").open("ab") as out:
+            self._process = subprocess.Popen(_owned([str(program), str(config)]), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        until(self._listens, 20, "PgBouncer")
+
+    def _listens(self) -> bool:
+        assert self._process.poll() is None, (self._folder / "out").read_text(errors="replace")[-2000:]
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def close(self) -> None:
+        """The end of it, and of its connections."""
+        family = _family(self._process.pid)
+        _signal(family, signal.SIGKILL)
+        self._process.wait(20)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 Broker: TypeAlias = EmbeddedServer | PrivateRabbitMQ
 
 
@@ -272,6 +315,11 @@ class Ground:
         for proxy in self._proxies.values():
             proxy.close()
         self._proxies.clear()
+
+
+def has_pgbouncer() -> bool:
+    """Is PgBouncer installed here? In CI it must be."""
+    return REQUIRED or _PGBOUNCER.is_file() or shutil.which("pgbouncer") is not None
 
 
 def kinds() -> list[str]:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from taskyard import failpoints, logs
 from taskyard.collector import spare_what_is_loaded
+from taskyard.database_check import check_database
 from taskyard.plugins import Registry, load_plugins_for
 from taskyard.settings import Settings, is_loopback, load_settings
 from taskyard.stopping import WEB_GRACE, Step, StopGuard, web_budget
@@ -49,6 +50,7 @@ def _stopped(_signal: int, _frame: object) -> None:
 
 def server(settings: Settings, guard: StopGuard | None = None) -> uvicorn.Server:
     """A server that is ready to run, and stops cleanly on SIGINT and SIGTERM. ``guard`` bounds its stop."""
+    check_database(settings.database)
     registry = load_plugins_for(settings)
     warn_if_open(settings, registry)
     api = settings.api

@@ -30,7 +30,7 @@ DATA_CLASSES: Final = ("22", "23", "54")
 #: Errors that only a statement of ours, or a schema that isn't ours, can cause.
 _MISTAKES: Final = ("42", "0A", "21", "2F", "34", "XX")
 #: Missing rights are the operator's: a sentence says enough.
-_NO_RIGHTS: Final = "42501"
+NO_RIGHTS: Final = "42501"
 _TOO_LONG: Final = "57014"
 _LOCKED: Final = "55P03"
 #: Classes and states of a server that is not there for this login, rather than one that refuses a statement.
@@ -78,7 +78,7 @@ def was_rolled_back(error: BaseException) -> bool:
 def is_mistake(error: BaseException) -> bool:
     """Is this outage most likely a fault of a statement of ours, or of the schema, rather than of the server?"""
     state = sqlstate_of(error) or ""
-    return state.startswith(_MISTAKES) and state != _NO_RIGHTS
+    return state.startswith(_MISTAKES) and state != NO_RIGHTS
 
 
 def is_undone(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, false, func, not_, or_, select, text, union_all
 
-from taskyard import cursors
+from taskyard import cursors, schema_version
 from taskyard.errors import InvalidInput, NotFound
 from taskyard.tables import LIVE, SCHEMA_REVISION, TERMINAL, events, task_log_totals, task_logs, tasks
 
@@ -272,10 +272,7 @@ def number_of(position: bytes) -> int:
 
 def schema_revision(connection: Connection) -> str | None:
     """The revision that migrations brought this database to; None if there is none."""
-    if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
-        return None
-    found: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    return found
+    return schema_version.revision(connection)
 
 
 def schema_is_usable(revision: str | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from taskyard import gauges, queries, write_check
+from taskyard.database_check import encoding_problem, server_encoding
 from taskyard.dispatchers import BrokerState
 from taskyard.settings import Settings
 from taskyard.tables import SCHEMA_REVISION
@@ -29,7 +30,7 @@ def look(connection: Connection, settings: Settings, trial_bytes: int) -> dict[s
         return {"database": OK, "schema": schema} | dict.fromkeys(("writes", *SHOWN), "unknown: the schema is not usable")
     roles = gauges.roles(connection, settings)
     return {
-        "database": OK,
+        "database": encoding_problem(server_encoding(connection)) or OK,
         "schema": OK,
         "writes": write_check.look(connection, trial_bytes),
         "dispatcher": OK if roles.dispatcher else "none used the database lately: tasks are accepted, and wait",

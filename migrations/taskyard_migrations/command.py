@@ -12,8 +12,9 @@ from alembic.util import CommandError
 
 from taskyard import logs
 from taskyard.database import postgres_url
-from taskyard.database_errors import outages_named
-from taskyard.errors import ConfigurationError
+from taskyard.database_check import check_database
+from taskyard.database_errors import NO_RIGHTS, outages_named, sqlstate_of
+from taskyard.errors import ConfigurationError, Unavailable
 from taskyard.masking import secrets_in
 from taskyard.settings import load_settings
 from taskyard_migrations import runner
@@ -31,17 +32,25 @@ def _url() -> str:
     logs.configure(settings.log)
     logs.hide(secrets_in(settings))
     postgres_url(settings.database)
+    # An upgrader's lock belongs to its session.
+    check_database(settings.database)
     assert settings.database.url is not None, "an unset URL is refused"
     return settings.database.url.get_secret_value()
 
 
 @contextmanager
-def _mistakes_named() -> Iterator[None]:
-    """Alembic's own mistakes (an unknown revision, say) as ours, which the command line prints as a sentence."""
+def _mistakes_named(url: str) -> Iterator[None]:
+    """The database's errors, and Alembic's own (an unknown revision, say), as ours, which the command line prints as a sentence."""
     try:
-        yield
+        with outages_named(at=runner.shown(url)):
+            yield
     except CommandError as error:
         raise ConfigurationError(str(error)) from error
+    except Unavailable as error:
+        if sqlstate_of(error) != NO_RIGHTS:
+            raise
+        needs = "The user of DATABASE_URL needs the right to create tables (GRANT CREATE ON SCHEMA public TO ...), and has to own Taskyard's."
+        raise Unavailable(f"{error} {needs}") from error
 
 
 @db.command()
@@ -52,7 +61,7 @@ def upgrade(
 ) -> None:
     """Bring the schema up to the newest revision, or to one that you name."""
     url = _url()
-    with outages_named(at=runner.shown(url)), _mistakes_named():
+    with _mistakes_named(url):
         runner.upgrade(url, revision, lock_timeout=lock_timeout, statement_timeout=statement_timeout)
 
 
@@ -65,7 +74,7 @@ def downgrade(
 ) -> None:
     """Take the schema back. What is dropped is gone with its data. Start the roles of the older version first: they work on both."""
     url = _url()
-    with outages_named(at=runner.shown(url)), _mistakes_named():
+    with _mistakes_named(url):
         if connected := runner.connected_roles(url):
             typer.echo(
                 f"Connected to this database: {', '.join(connected)}. Those of a version that needs the newer schema wait until it is back, and lose nothing; "
@@ -77,13 +86,15 @@ def downgrade(
 
 @db.command()
 def current() -> None:
-    """Print the revision that the database is at, and the newest."""
+    """Print the revision that the database is at, and the newest. Exit with 1 if it has no schema of Taskyard's."""
     url = _url()
-    with outages_named(at=runner.shown(url)):
+    with _mistakes_named(url):
         at = runner.current(url)
     newest = runner.head()
     told = "newest" if at == newest else f"newer than {newest}, the newest that this version knows" if runner.is_newer(at) else f"newest is {newest}"
     typer.echo(f"{at or 'no schema'} ({told})")
+    if at is None:
+        raise typer.Exit(1)
 
 
 @db.command()
@@ -93,5 +104,5 @@ def revision(
 ) -> None:
     """Make a new revision file (for developers of Taskyard)."""
     url = _url()
-    with outages_named(at=runner.shown(url)), _mistakes_named():
+    with _mistakes_named(url):
         command.revision(runner.config(url), message, autogenerate=autogenerate, rev_id=runner.next_id())

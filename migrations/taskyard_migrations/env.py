@@ -16,16 +16,17 @@ from alembic import context
 from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import URL, Connection, text
 
 from taskyard.database import database_url
 from taskyard.errors import ConfigurationError
+from taskyard.schema_version import TABLE
 from taskyard.settings import load_settings
 from taskyard.tables import metadata
 from taskyard_migrations.comparison import PLUGINS
 from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT, UPGRADE_LOCK
-from taskyard_migrations.runner import next_id
+from taskyard_migrations.ownership import take_over
+from taskyard_migrations.runner import migration_engine, next_id
 
 #: Seconds between two looks whether another upgrader is done.
 ASK_AGAIN = 0.1
@@ -38,6 +39,8 @@ def _configure(**where: Any) -> None:
         compare_server_default=True,
         autogenerate_plugins=PLUGINS,
         process_revision_directives=_number,
+        include_object=_is_ours,
+        version_table=TABLE,
         **where,
     )
 
@@ -47,6 +50,11 @@ def _number(_context: MigrationContext, _revision: Any, directives: list[Migrati
     for directive in directives:
         if not re.fullmatch(r"\d{4}", directive.rev_id or ""):
             directive.rev_id = next_id()
+
+
+def _is_ours(_object: Any, _name: str | None, kind: str, reflected: bool, counterpart: Any) -> bool:
+    """Is this for autogenerate to look at? Tables that only the database has are other projects'."""
+    return not (kind == "table" and reflected and counterpart is None)
 
 
 def _url() -> URL:
@@ -76,6 +84,12 @@ def _migrate(connection: Connection) -> None:
     for name, value in _limits().items():
         connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
     connection.commit()
+    try:
+        take_over(connection)
+    except ConfigurationError as error:
+        # As in _url.
+        raise CommandError(str(error)) from error
+    connection.commit()
     _configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
@@ -83,7 +97,7 @@ def _migrate(connection: Connection) -> None:
 
 def run_online() -> None:
     """Run on the database of the caller, or else of the settings."""
-    engine = create_engine(_url(), poolclass=NullPool, connect_args={"application_name": "taskyard-migrations"})
+    engine = migration_engine(_url())
     with engine.connect() as connection:
         _migrate(connection)
 

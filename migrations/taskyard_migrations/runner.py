@@ -8,17 +8,22 @@ from pathlib import Path
 import structlog
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
+from taskyard import sessions
 from taskyard.database import APPLICATION, database_url
+from taskyard.database_check import check_encoding
+from taskyard.schema_version import revision as revision_of
 from taskyard.settings import DatabaseSettings
 from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT
 
 log = structlog.get_logger(__name__)
+
+#: Seconds in which a session must be set up.
+SESSION_TIMEOUT = 10.0
 
 #: By the names of their connections.
 _ROLES = {f"{APPLICATION}-worker": "workers", f"{APPLICATION}-dispatcher": "dispatchers", f"{APPLICATION}-api": "web processes"}
@@ -53,7 +58,10 @@ def upgrade(url: str, revision: str = "head", *, lock_timeout: str = LOCK_TIMEOU
 
     A schema that a later version has brought further than our newest revision is left as it is: this version works on it.
     """
-    if revision == "head" and is_newer(at := current(url)):
+    with migration_engine(shown(url)).connect() as connection:
+        check_encoding(connection)
+        at = revision_of(connection)
+    if revision == "head" and is_newer(at):
         log.warning("schema.newer", at=at, newest_here=head())
         return
     command.upgrade(config(url, lock_timeout=lock_timeout, statement_timeout=statement_timeout), revision)
@@ -66,15 +74,20 @@ def downgrade(url: str, revision: str, *, lock_timeout: str = LOCK_TIMEOUT, stat
 
 def current(url: str) -> str | None:
     """The revision that the database is at; None when it has no schema of ours."""
-    engine = create_engine(config(url).attributes["url"], poolclass=NullPool)
-    with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    with migration_engine(shown(url)).connect() as connection:
+        return revision_of(connection)
+
+
+def migration_engine(url: URL) -> Engine:
+    """An engine whose sessions have what a migration needs. It keeps no connection."""
+    engine = create_engine(url.update_query_dict({"application_name": f"{APPLICATION}-migrations"}), poolclass=NullPool)
+    sessions.set_up(engine, sessions.of_migrations(), SESSION_TIMEOUT)
+    return engine
 
 
 def connected_roles(url: str) -> list[str]:
     """The roles that are connected to the database now, such as ``workers``."""
-    engine = create_engine(config(url).attributes["url"], poolclass=NullPool)
-    with engine.connect() as connection:
+    with migration_engine(shown(url)).connect() as connection:
         names = connection.execute(text("SELECT DISTINCT application_name FROM pg_stat_activity WHERE datname = current_database()")).scalars().all()
     return [role for name, role in _ROLES.items() if name in names]
 

@@ -242,7 +242,10 @@ async def test_ready_names_the_part_and_workers_and_dispatchers_are_shown_and_de
     status, named = await parts()
     assert status == 200
     assert {name for name, state in named.items() if state != "ok"} == {"dispatcher", "workers", "broker"}
-    for wrong, said in (("UPDATE alembic_version SET version_num = '0001'", "at 0001, needs"), ("DROP TABLE alembic_version", "at nothing, needs")):
+    for wrong, said in (
+        ("UPDATE taskyard_alembic_version SET version_num = '0001'", "at 0001, needs"),
+        ("DROP TABLE taskyard_alembic_version", "at nothing, needs"),
+    ):
         with engine.begin() as connection:
             connection.execute(text(wrong))
         status, named = await parts()

@@ -61,7 +61,7 @@ async def test_a_healthy_service_is_alive_and_ready_with_its_parts_named(client:
 async def test_an_older_schema_is_not_ready_and_a_newer_one_is(client: AsyncClient, engine: Engine) -> None:
     for version, status in (("0000", 503), ("9999", 200)):
         with engine.begin() as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = :version"), {"version": version})
+            connection.execute(text("UPDATE taskyard_alembic_version SET version_num = :version"), {"version": version})
         ready = await client.get("http://test/health/ready")
         assert ready.status_code == status
         assert (ready.json()["parts"]["schema"] == "ok") is (status == 200)

@@ -16,7 +16,7 @@ def schema_of(engine: Engine) -> Schema:
     looking = inspect(engine)
     found: Schema = {}
     for table in looking.get_table_names():
-        if table == "alembic_version":
+        if table == "taskyard_alembic_version":
             continue
         kinds: dict[str, Sequence[Mapping[str, Any]]] = {
             "column": looking.get_columns(table),

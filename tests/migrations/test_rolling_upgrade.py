@@ -28,10 +28,10 @@ def expand(engine: Engine) -> str:
     revision = runner.next_id()
     with engine.begin() as connection:
         for table in inspect(engine).get_table_names():
-            if table != "alembic_version":
+            if table != "taskyard_alembic_version":
                 connection.execute(text(f"ALTER TABLE {table} ADD COLUMN later_word text, ADD COLUMN later_count int NOT NULL DEFAULT 7"))
                 connection.execute(text(f"CREATE INDEX ix_{table}_later ON {table} (later_count)"))
-        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        connection.execute(text("UPDATE taskyard_alembic_version SET version_num = :revision"), {"revision": revision})
     return revision
 
 

@@ -13,6 +13,7 @@ from celery.signals import celeryd_init, setup_logging, worker_ready, worker_shu
 from taskyard import failpoints, logs
 from taskyard.collector import spare_what_is_loaded
 from taskyard.database import postgres_url
+from taskyard.database_check import check_database
 from taskyard.dispatch.app import broker_url, create_celery
 from taskyard.dispatch.broker_tls import check_certificate
 from taskyard.plugins import Registry, load_plugins_for
@@ -39,6 +40,7 @@ def create_app(settings: Settings) -> Celery:
     failpoints.arm()
     postgres_url(settings.database)
     registry = load_plugins_for(settings)
+    check_database(settings.database)
     check_certificate(settings.broker, broker_url(settings.broker))
     app = create_celery(settings, served_queues(settings, registry))
     app.taskyard_registry = registry

@@ -134,6 +134,10 @@ def main() -> None:
         _fail(str(error))
     except ModuleNotFoundError as error:
         _fail(_missing(error))
+    except Exception as error:
+        if not (sentence := _database_sentence(error)):
+            raise
+        _fail(sentence)
 
 
 def _write_what_the_terminal_can_show() -> None:
@@ -156,6 +160,18 @@ def _fail(message: str) -> None:
     else:
         typer.secho(message, err=True, fg=typer.colors.RED)
     sys.exit(1)
+
+
+def _database_sentence(error: Exception) -> str | None:
+    """A database's error on one line; None if it is another's."""
+    if "sqlalchemy" not in sys.modules:
+        return None
+    from sqlalchemy.exc import DBAPIError, PendingRollbackError
+
+    from taskyard.database_errors import driver_words
+
+    drivers = {cls.__module__.partition(".")[0] for cls in type(error).__mro__} & {"psycopg", "asyncpg"}
+    return f"The database refused this: {driver_words(error)}" if drivers or isinstance(error, DBAPIError | PendingRollbackError) else None
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -7,6 +7,7 @@ import signal
 from taskyard import failpoints, logs
 from taskyard.collector import spare_what_is_loaded
 from taskyard.database import sync_engine
+from taskyard.database_check import check_database
 from taskyard.dispatch.app import broker_url, create_celery
 from taskyard.dispatch.broker_tls import check_certificate
 from taskyard.dispatch.dispatcher import Dispatcher
@@ -25,6 +26,7 @@ def dispatcher() -> None:
     failpoints.arm()
     # The dispatcher runs no plugin, but a wrong route must stop it here, with a sentence, and not fail at each delivery.
     registry = load_plugins_for(settings)
+    check_database(settings.database)
     check_certificate(settings.broker, broker_url(settings.broker))
     engine = sync_engine(settings.database, role="dispatcher", pool_size=2)
     bound_waits(engine, settings.database)

@@ -1,0 +1,106 @@
+"""Is this a database that Taskyard can work on? Asked by each role at its start, so that a wrong one is a sentence and not a thousand errors."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Connection, text
+
+from taskyard.database import connect
+from taskyard.database_errors import driver_words
+from taskyard.errors import ConfigurationError
+from taskyard.hangs import cut
+from taskyard.settings import DatabaseSettings
+
+ENCODING: Final = "UTF8"
+#: Other connections that are opened to find out whether a pooler deals one's own backend out to others. Poolers that take the backend that
+#: was given back last show it at the first; those that take turns, at the second or third.
+_ROUNDS: Final = 4
+#: Seconds that a pooler gets to find a backend for another connection.
+_PATIENCE: Final = 5.0
+
+
+def check_database(settings: DatabaseSettings) -> None:
+    """Refuse a database whose encoding is not UTF8, and a pooler that deals backends out by the transaction.
+
+    A database that can't be reached is none of its business: roles wait for it.
+
+    Raises:
+        ConfigurationError: with what to do.
+    """
+    try:
+        with connect(settings, role="check") as connection:
+            if problem := encoding_problem(str(connection.info.parameter_status("server_encoding"))):
+                raise ConfigurationError(problem)
+            if _backend(connection) != connection.info.backend_pid:
+                _check_pooler(settings, connection)
+    except psycopg.Error as error:
+        if "pooling mode" in str(error):
+            raise ConfigurationError(_SHARED) from error
+        if "unsupported startup parameter" in str(error):
+            raise ConfigurationError(
+                f"database.url: a connection pooler refuses the connection: {driver_words(error)}. "
+                "Leave the parameter out, or name it in PgBouncer's ignore_startup_parameters or track_extra_parameters."
+            ) from error
+
+
+def check_encoding(connection: Connection) -> None:
+    """Refuse a database whose encoding is not UTF8. Raises ConfigurationError."""
+    if problem := encoding_problem(server_encoding(connection)):
+        raise ConfigurationError(problem)
+
+
+def server_encoding(connection: Connection) -> str:
+    """The encoding that the database was made with."""
+    return str(connection.execute(text("SHOW server_encoding")).scalar())
+
+
+def encoding_problem(encoding: str) -> str | None:
+    """What is wrong with a database's encoding, if anything."""
+    if encoding == ENCODING:
+        return None
+    return f"The database's encoding is {encoding}, and Taskyard needs {ENCODING}: CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0."
+
+
+_SHARED: Final = (
+    "database.url: a connection pooler deals PostgreSQL's backends out by the transaction or the statement. Taskyard listens on its connections and keeps "
+    "prepared statements and settings, so each needs a backend of its own: set pool_mode=session for this database, or connect past the pooler."
+)
+
+
+def _check_pooler(settings: DatabaseSettings, own: psycopg.Connection[Any]) -> None:
+    """Refuse a pooler that gives the backend of ``own`` to others, or others' backends to it. Raises ConfigurationError."""
+    seen = {_backend(own)}
+    for _ in range(_ROUNDS):
+        other = _held_by_another(settings)
+        if other is None:
+            return
+        with other:
+            if _backend(other) in seen or _backend(own) not in seen:
+                raise ConfigurationError(_SHARED)
+
+
+def _held_by_another(settings: DatabaseSettings) -> psycopg.Connection[Any] | None:
+    """Another connection, in a transaction; None where the pooler has no backend left for it, as one in session mode may."""
+    other = connect(settings, role="check")
+    silence = threading.Timer(_PATIENCE, cut, [other])
+    silence.start()
+    try:
+        other.autocommit = False
+        other.execute("SELECT 1")
+    except psycopg.OperationalError as error:
+        other.close()
+        if "pooling mode" in str(error) or silence.is_alive():
+            raise
+        return None
+    finally:
+        silence.cancel()
+    return other
+
+
+def _backend(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None, "SELECT without FROM has a row"
+    return int(row[0])
