@@ -12,6 +12,7 @@ from taskyard.database import APPLICATION
 from taskyard.dispatchers import BrokerState
 from taskyard.metrics import Key, Metric, Tally
 from taskyard.settings import Settings
+from taskyard.workers import LiveWorker, live, longest
 
 TASKS = Metric("taskyard_tasks", "gauge", "Tasks that have not ended. Counting stops early in a deep backlog.", ("type", "queue", "status"))
 CAPPED = Metric("taskyard_tasks_capped", "gauge", "1 where counting stopped early: the true numbers of `taskyard_tasks` are at least these.", ("queue",))
@@ -35,17 +36,25 @@ WINDOW_SIZE = Metric(
 OPEN_DELIVERIES = Metric("taskyard_deliveries_open", "gauge", f"Deliveries that are neither delivered nor dead, counted up to {COUNT_LIMIT:,}.", ("status",))
 WORKERS = Metric("taskyard_workers_alive", "gauge", "Workers that beat within `dispatch.worker_silence`.")
 SLOTS = Metric("taskyard_worker_slots", "gauge", "Tasks that the live workers can run at once.", ("lane",))
+STUCK = Metric(
+    "taskyard_workers_stuck",
+    "gauge",
+    "Workers that beat, and claim and end nothing although tasks wait for their free slots. Only a restart of theirs helps.",
+)
+STUCK_SECONDS = Metric(
+    "taskyard_worker_stuck_seconds", "gauge", "The longest time since such a worker last claimed a task or recorded an end. 0: none is stuck."
+)
 DISPATCHER = Metric("taskyard_dispatcher_alive", "gauge", "1 if a dispatcher used the database lately.")
 BROKER = Metric("taskyard_broker_up", "gauge", "1 if a live dispatcher reached the broker at its last look, at most some seconds ago.")
 
-GAUGES = (TASKS, CAPPED, OLDEST, PARKED, PAUSED, WINDOW_FILL, WINDOW_SIZE, OPEN_DELIVERIES, WORKERS, SLOTS, DISPATCHER, BROKER)
+GAUGES = (TASKS, CAPPED, OLDEST, PARKED, PAUSED, WINDOW_FILL, WINDOW_SIZE, OPEN_DELIVERIES, WORKERS, SLOTS, STUCK, STUCK_SECONDS, DISPATCHER, BROKER)
 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
     """Who is at work."""
 
-    workers: int
+    workers: list[LiveWorker]
     slots: dict[str, int]
     queues: frozenset[str]
     dispatcher: bool
@@ -68,7 +77,8 @@ def roles(connection: Connection, settings: Settings) -> Roles:
     workers = connection.execute(_WORKERS, {"silence": settings.dispatch.worker_silence}).all()
     dispatcher = bool(connection.execute(_DISPATCHER, {"name": f"{APPLICATION}-dispatcher", "pause": pause}).scalar())
     slots = {lane: sum(int(worker.slots.get(lane, 0)) for worker in workers) for lane in ("sync", "async")}
-    return Roles(len(workers), slots, frozenset(queue for worker in workers for queue in worker.queues), dispatcher, dispatchers.broker(connection, settings))
+    served = frozenset(queue for worker in workers for queue in worker.queues)
+    return Roles(live(connection, settings), slots, served, dispatcher, dispatchers.broker(connection, settings))
 
 
 _OPEN_DELIVERIES = text(
@@ -93,7 +103,10 @@ def read(connection: Connection, settings: Settings, tally: Tally) -> Samples:
     samples = Samples()
     at_work = roles(connection, settings)
     tally.learn(at_work.queues)
-    samples.add(WORKERS, at_work.workers)
+    samples.add(WORKERS, len(at_work.workers))
+    stuck = [worker for worker in at_work.workers if worker.stuck]
+    samples.add(STUCK, len(stuck))
+    samples.add(STUCK_SECONDS, longest(stuck))
     samples.add(DISPATCHER, at_work.dispatcher)
     samples.add(BROKER, at_work.broker.up)
     samples.add(WINDOW_SIZE, settings.dispatch.window)

@@ -17,7 +17,7 @@ scheduled    submit, update (``run_at`` ahead), finish (back-off)       dispatch
 pending      submit, promote, release, retry, reap, claim (stepped      dispatch; hold, cancel, expire
              back or parked), hand-back at a worker's stop
 queued       dispatch                                                   claim; dispatch again if the message was lost
-running      claim (fence and attempt grow by one)                      finish; reap, if the worker fell silent
+running      claim (fence and attempt grow by one)                      finish; reap (worker silent, or task overdue)
 held         hold                                                       release, cancel, expire
 succeeded    finish                                                     nobody
 failed       finish, reap (lost too often)                              a person's retry
@@ -357,32 +357,93 @@ def reap(connection: Connection, silence: float, max_lost: int) -> list[RowMappi
     return lost
 
 
+@dataclass(frozen=True, slots=True)
+class OverduePage:
+    """Tasks of a page of live ones that are overdue, and where the next page begins; ``last`` is None after the last one."""
+
+    ids: list[UUID]
+    last: tuple[str, UUID] | None
+
+
+_IS_OVERDUE = "status = 'running' AND EXTRACT(epoch FROM now() - started_at) > timeout + :slack"
+_OVERDUE = text(
+    f"""
+WITH page AS MATERIALIZED (
+  SELECT namespace, id, {_IS_OVERDUE} AS overdue FROM tasks
+  WHERE ended IS NULL AND (namespace, id) > (:namespace, CAST(:after AS uuid)) ORDER BY namespace, id LIMIT :limit
+)
+SELECT COALESCE(array_agg(id) FILTER (WHERE overdue), '{{}}') AS ids, count(*) AS read,
+  (SELECT namespace FROM page ORDER BY namespace DESC, id DESC LIMIT 1) AS namespace, (SELECT id FROM page ORDER BY namespace DESC, id DESC LIMIT 1) AS last
+FROM page"""
+)
+_REAP_OVERDUE = text(
+    f"""
+WITH stuck AS MATERIALIZED (
+  SELECT id, worker_id FROM tasks WHERE id = ANY (CAST(:ids AS uuid[])) AND {_IS_OVERDUE} ORDER BY id FOR UPDATE SKIP LOCKED
+), moved AS (
+  UPDATE tasks t SET {_LOSE}, worker_id = NULL, queued_at = NULL, updated_at = now(), version = t.version + 1
+  FROM stuck LEFT JOIN workers w ON w.id = stuck.worker_id WHERE t.id = stuck.id
+  RETURNING {_TASK}, stuck.worker_id, CASE t.status WHEN 'failed' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' ELSE 'task.lost' END AS event,
+    jsonb_strip_nulls(jsonb_build_object('worker', w.name, 'reason', 'its worker had not ended it long after its timeout', 'fence', t.fence,
+      'lost', t.lost, 'error', CASE WHEN t.status = 'failed' THEN t.error END)) AS data
+)"""
+    + _TAIL
+    + "SELECT id, type, queue, lane, status, attempt, fence, worker_id FROM moved"
+)
+
+
+def overdue(connection: Connection, after: tuple[str, UUID], slack: float, limit: int) -> OverduePage:
+    """Which of the next ``limit`` live tasks, by (namespace, id), run ``slack`` seconds past their timeout or longer."""
+    row = connection.execute(_OVERDUE, {"namespace": after[0], "after": after[1], "slack": slack, "limit": limit}).one()
+    return OverduePage(list(row.ids), (row.namespace, row.last) if row.read == limit else None)
+
+
+def reap_overdue(connection: Connection, ids: Sequence[UUID], slack: float, max_lost: int) -> list[RowMapping]:
+    """Put those of these tasks back in line that are still overdue, as lost: whether they had any effect, nobody knows."""
+    return list(connection.execute(_REAP_OVERDUE, {"ids": list(ids), "slack": slack, "max_lost": max_lost}).mappings())
+
+
 # --- the worker's verbs -------------------------------------------------------------------------------------------------
 
 
-def register_worker(connection: Connection, worker: UUID, name: str, queues: Sequence[str], slots: Mapping[str, int]) -> None:
+def register_worker(connection: Connection, worker: UUID, name: str, queues: Sequence[str], slots: Mapping[str, int], host: str | None = None) -> None:
     """Make a worker known, and wake dispatchers for its queues: what waits there has a worker now. It may claim from now on, and must beat.
 
     Twice is a beat: the first commit's answer may have been lost.
     """
     connection.execute(
         text(
-            "INSERT INTO workers (id, name, queues, slots) VALUES (:id, :name, CAST(:queues AS text[]), CAST(:slots AS jsonb)) "
-            "ON CONFLICT (id) DO UPDATE SET beat_at = now()"
+            "INSERT INTO workers (id, name, queues, slots, host, progressed_at) "
+            "VALUES (:id, :name, CAST(:queues AS text[]), CAST(:slots AS jsonb), :host, now()) ON CONFLICT (id) DO UPDATE SET beat_at = now()"
         ),
-        {"id": worker, "name": name, "queues": list(queues), "slots": to_json(dict(slots))},
+        {"id": worker, "name": name, "queues": list(queues), "slots": to_json(dict(slots)), "host": host},
     )
     broker_queues.note_served(connection, queues)
     announce(connection, [(queue, lane) for queue in queues for lane in LANES])
 
 
-def beat(connection: Connection, worker: UUID, pace: Mapping[str, float] | None = None) -> bool:
-    """Say that a worker lives, on the database's clock, and its ``pace``: the seconds that a task of each type takes.
+_BEAT = text(
+    """
+UPDATE workers SET beat_at = now(), pace = CAST(:pace AS jsonb), busy = CAST(:busy AS jsonb),
+  progressed_at = CASE WHEN CAST(:idle AS float8) IS NULL THEN progressed_at ELSE now() - :idle * interval '1 second' END
+WHERE id = :id"""
+)
+
+
+def beat(
+    connection: Connection,
+    worker: UUID,
+    pace: Mapping[str, float] | None = None,
+    busy: Mapping[str, int] | None = None,
+    idle: float | None = None,
+) -> bool:
+    """Say that a worker lives, on the database's clock, and its ``pace``: the seconds that a task of each type takes. ``busy`` has the slots
+    of each lane that runs have taken, ``idle`` the seconds since its last claim or recorded end.
 
     False: it was given up as lost, and its tasks are others' now.
     """
-    statement = text("UPDATE workers SET beat_at = now(), pace = CAST(:pace AS jsonb) WHERE id = :id")
-    return connection.execute(statement, {"id": worker, "pace": to_json(dict(pace or {}))}).rowcount == 1
+    values = {"id": worker, "pace": to_json(dict(pace or {})), "busy": to_json(dict(busy or {})), "idle": idle}
+    return connection.execute(_BEAT, values).rowcount == 1
 
 
 def lock_worker(connection: Connection, worker: UUID) -> None:

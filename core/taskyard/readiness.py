@@ -5,9 +5,11 @@ service away would help nobody.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
-from taskyard import gauges, queries, write_check
+from taskyard import gauges, queries, workers, write_check
 from taskyard.database_check import encoding_problem, server_encoding
 from taskyard.dispatchers import BrokerState
 from taskyard.settings import Settings
@@ -34,9 +36,15 @@ def look(connection: Connection, settings: Settings, trial_bytes: int) -> dict[s
         "schema": OK,
         "writes": write_check.look(connection, trial_bytes),
         "dispatcher": OK if roles.dispatcher else "none used the database lately: tasks are accepted, and wait",
-        "workers": OK if roles.workers else f"none beat within {settings.dispatch.worker_silence:g} s: tasks are accepted, and wait",
+        "workers": _workers(roles.workers, settings),
         "broker": _broker(roles.broker),
     }
+
+
+def _workers(found: Sequence[workers.LiveWorker], settings: Settings) -> str:
+    if not found:
+        return f"none beat within {settings.dispatch.worker_silence:g} s: tasks are accepted, and wait"
+    return workers.stuck_sentence(found) or OK
 
 
 def _broker(state: BrokerState) -> str:

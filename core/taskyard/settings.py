@@ -109,6 +109,10 @@ class DispatchSettings(Section):
     tick: Seconds = Field(1.0, description="Seconds between two looks when nothing wakes the dispatcher.")
     sweep_after: Seconds = Field(30.0, description="Seconds after which a queued task that nobody claimed is looked at as lost in the broker.")
     worker_silence: Seconds = Field(15.0, description="Seconds without a heartbeat after which a worker counts as lost.")
+    overdue_after: Seconds = Field(
+        120.0,
+        description="Seconds past its timeout after which a task that its worker has not ended counts as lost, although the worker beats.",
+    )
     max_lost: int = Field(3, ge=0, le=100, description="Times that a task may lose its worker and still be run again.")
     stalled_after: Seconds = Field(300.0, description="Seconds that a ready task may wait before its queue is told of as `queue.stalled`.")
     park_delay: Seconds = Field(30.0, description="Seconds that a task whose type no worker knows waits before it is tried again.")

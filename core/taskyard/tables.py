@@ -36,7 +36,7 @@ from taskyard.statuses import LIVE as LIVE
 from taskyard.statuses import TERMINAL as TERMINAL
 
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
-SCHEMA_REVISION = "0013"
+SCHEMA_REVISION = "0014"
 
 IN_LINE = ("pending", "queued", "running")
 DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
@@ -175,6 +175,12 @@ workers = Table(
     Column("slots", JSONB, nullable=False, server_default="{}"),
     # Seconds that a task of each type took lately: what the dispatcher packs messages by.
     Column("pace", JSONB, nullable=False, server_default="{}"),
+    # Null in rows that the version before has written.
+    Column("host", Text),
+    # Slots that runs have taken, by lane.
+    Column("busy", JSONB, nullable=False, server_default="{}"),
+    # Its last claim or recorded end.
+    _time("progressed_at"),
     _time("started_at", nullable=False, server_default=func.now()),
     _time("beat_at", nullable=False, server_default=func.now()),
 )

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, make_url, text
 from taskyard import dispatchers
 from taskyard.cli import health
 from taskyard.errors import TaskyardError, Unavailable
+from tests.core.life import Life
 from tests.stack import until
 
 Configure = Callable[..., None]
@@ -33,10 +34,16 @@ def configure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Configure:
     return set_all
 
 
-def _worker(engine: Engine, name: str, silence: float = 0.0) -> None:
-    row = {"id": uuid.uuid4(), "name": name, "silence": silence}
+def _worker(engine: Engine, name: str, silence: float = 0.0, host: str | None = None, idle: float = 0.0) -> None:
+    row = {"id": uuid.uuid4(), "name": name, "silence": silence, "host": host, "idle": idle}
     with engine.begin() as connection:
-        connection.execute(text("INSERT INTO workers (id, name, queues, beat_at) VALUES (:id, :name, '{}', now() - :silence * interval '1 second')"), row)
+        connection.execute(
+            text(
+                """INSERT INTO workers (id, name, queues, slots, host, beat_at, progressed_at) VALUES (:id, :name, '{default}', '{"sync": 1}', :host,
+                now() - :silence * interval '1 second', now() - :idle * interval '1 second')"""
+            ),
+            row,
+        )
 
 
 def test_a_worker_of_this_host_that_beats_its_heart_is_healthy(configure: Configure, database_url: str, engine: Engine) -> None:
@@ -51,6 +58,41 @@ def test_a_silent_worker_and_one_of_another_host_are_not_this_ones_health(config
     _worker(engine, "taskyard-2@elsewhere")
     with pytest.raises(TaskyardError, match=socket.gethostname()):
         health.worker()
+
+
+@pytest.mark.parametrize("name", ["w1", "w1@ops"])
+def test_a_worker_is_found_by_its_host_whatever_its_name(configure: Configure, database_url: str, engine: Engine, name: str) -> None:
+    configure(DATABASE_URL=database_url)
+    with pytest.raises(TaskyardError, match=f"No worker of {socket.gethostname()}"):
+        health.worker()
+    _worker(engine, name if "@" in name else f"{name}@{socket.gethostname()}", host=socket.gethostname())
+    health.worker()
+    health.worker(name)
+
+
+def test_workers_of_one_host_are_told_apart_by_name(configure: Configure, database_url: str, engine: Engine) -> None:
+    configure(DATABASE_URL=database_url)
+    host = socket.gethostname()
+    _worker(engine, f"mail-1@{host}", host=host)
+    _worker(engine, f"mail-2@{host}", host=host, silence=60)
+    health.worker()
+    health.worker("mail-1")
+    with pytest.raises(TaskyardError, match=r"No worker named mail-2 or mail-2@.* beat within 15 s\. Did you mean 'mail-1'"):
+        health.worker("mail-2")
+
+
+def test_a_worker_that_takes_nothing_although_tasks_wait_is_not_healthy(configure: Configure, database_url: str, engine: Engine) -> None:
+    configure(DATABASE_URL=database_url)
+    host = socket.gethostname()
+    _worker(engine, f"w1@{host}", host=host, idle=500)
+    _worker(engine, f"w2@{host}", host=host)
+    health.worker()
+    life = Life(engine)
+    task = life.queued()
+    life.execute("UPDATE tasks SET created_at = now() - interval '500 s' WHERE id = :id", id=task)
+    with pytest.raises(TaskyardError, match=f"w1@{host} for 500 s"):
+        health.worker()
+    health.worker("w2")
 
 
 def test_a_dispatcher_is_healthy_while_it_uses_the_database(configure: Configure, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ It runs in a thread of its own with an event loop; Celery's consumer hands it me
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -145,6 +146,10 @@ class Engine:
     def has_ended(self) -> bool:
         """Has it drained, handed back the rest and taken its leave of the database?"""
         return not self._thread.is_alive()
+
+    def worker_id(self) -> UUID:
+        """The id of this worker's row. It changes when the worker was given up as lost."""
+        return self._ledger.worker
 
     def offer(self, message: Message) -> None:
         """Take a message from the broker."""
@@ -353,7 +358,9 @@ class Engine:
                 if not self._registered.is_set():
                     await self._register()
                 self._beat_now.clear()
-                if not await self._ledger.call(partial(lifecycle.beat, worker=self._ledger.worker, pace=self._pace.as_json())):
+                if not await self._ledger.call(
+                    partial(lifecycle.beat, worker=self._ledger.worker, pace=self._pace.as_json(), busy=self._runner.busy(), idle=self._ledger.idle)
+                ):
                     self._ledger.tally.count(metrics.STALE, "beat")
                     log.error("worker.given_up", worker=str(self._ledger.worker), consequence="its runs are ended, it starts anew")
                     self._ledger.begin_anew(uuid7.uuid7())
@@ -386,7 +393,7 @@ class Engine:
             self._spawn(self._ledger.finish(returned, {}))
 
     async def _register(self) -> None:
-        slots = {"sync": self._processes, "async": self._settings.worker.async_slots}
-        await self._ledger.call(lambda connection: lifecycle.register_worker(connection, self._ledger.worker, self._name, self._queues, slots))
+        slots, host = {"sync": self._processes, "async": self._settings.worker.async_slots}, socket.gethostname()
+        await self._ledger.call(lambda connection: lifecycle.register_worker(connection, self._ledger.worker, self._name, self._queues, slots, host))
         await self._ledger.call(lambda connection: system.note_plugins(connection, self._registry.states()))
         log.info("worker.ready", worker=str(self._ledger.worker), name=self._name, queues=self._queues, types=sorted(self._registry.names), **slots)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,9 +26,11 @@ from kombu.serialization import loads
 
 from taskyard import failpoints
 from taskyard.dispatch.app import DELIVER, is_amqp, parse_broker_queue
+from taskyard.errors import TaskyardError
 from taskyard.stopping import BROKER_GRACE, Step, StopGuard, worker_budget
 from taskyard_worker.broker_connections import GivesNothing, hang_up
 from taskyard_worker.engine import Engine, Message
+from taskyard_worker.name_lock import NameLock, take_name
 
 log = structlog.get_logger(__name__)
 
@@ -62,16 +65,20 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         self._deaf = False
         self._guard: StopGuard | None = None
         self._hung_up = False
+        self._lock: NameLock | None = None
 
     def on_start(self) -> None:
         """Start the engine. Called by Celery before it consumes."""
         app = self.app
+        # `celery worker` comes here without one.
+        self._lock = getattr(app, "taskyard_name", None) or self._take_name()
         consumed = [parse_broker_queue(app.taskyard_settings.broker, name) for name in app.amqp.queues.consume_from]
         queues = sorted({parsed[0] for parsed in consumed if parsed})
         # Others have no consumers that a broker could forget: their queues are asked for each message.
         connect_anew = self._connect_anew if is_amqp(app.taskyard_settings.broker) else None
         self._engine = Engine(app.taskyard_settings, app.taskyard_registry, self._name, queues, self.limit, connect_anew)
         self._engine.start()
+        self._lock.keep(self._engine.worker_id, _stop_this_worker)
         self._goodbye = Step("the broker", BROKER_GRACE, self._on_silent_broker)
         self._guard = StopGuard("worker", worker_budget(app.taskyard_settings), self._goodbye)
         worker_shutting_down.connect(self._on_shutting_down)
@@ -101,11 +108,22 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
         if self._engine is not None:
             self._engine.stop()
             self._engine = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if self._guard is not None:
             # Celery closes its channels and connections now.
             self._guard.enter(replace(self._goodbye))
 
     on_terminate = on_stop
+
+    def _take_name(self) -> NameLock:
+        try:
+            return take_name(self.app, self._name)
+        except TaskyardError as error:
+            # Celery logs a traceback of any other exception.
+            log.error("worker.not_started", error=str(error))
+            raise SystemExit(1) from error
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Celery's event loop is there (again, after each reconnect)."""
@@ -203,6 +221,11 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery has no types
             self._deaf = False
             # Leaves Celery's event loop as a connection that was lost does.
             raise GivesNothing("the broker gives nothing, although tasks are queued")
+
+
+def _stop_this_worker() -> None:
+    """As an operator would."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _acknowledge(request: Any, state: str) -> None:

@@ -226,6 +226,7 @@ class Nursery:
         Raises:
             RuntimeError: it ended instead; what it had to say is on standard error.
         """
+        await self._end_zygote(kill=True)
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "taskyard_worker.zygote", str(theirs.fileno())]
         # A process group of its own: a signal to the worker's group, Ctrl-C say, is for the worker, which decides when its processes end.
@@ -302,8 +303,14 @@ class Nursery:
             self._listening.cancel()
         for child in self._children:
             child.kill()
+        await self._end_zygote(kill=False)
+
+    async def _end_zygote(self, *, kill: bool) -> None:
+        """Wait for the end of the zygote, if there is one: one that is lost is made to end."""
         if self._writer is not None:
             self._writer.close()
-        if self._zygote is not None:
-            zygote = self._zygote
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            if kill:
+                zygote.kill()
             await asyncio.get_running_loop().run_in_executor(None, zygote.wait)

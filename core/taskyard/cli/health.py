@@ -5,15 +5,19 @@ from __future__ import annotations
 import socket
 import urllib.error
 from collections.abc import Callable
+from typing import Annotated
 
 import psycopg
 import typer
 
-from taskyard.database import APPLICATION, connect
+from taskyard import workers
+from taskyard.database import APPLICATION, connect, sync_engine
+from taskyard.database_errors import outages_named
 from taskyard.dispatchers import longest_silence
 from taskyard.errors import TaskyardError, Unavailable
 from taskyard.network import open_directly
 from taskyard.settings import Settings, load_settings
+from taskyard.spelling import did_you_mean
 
 app = typer.Typer(help="Exit with 0 if a role of this host is at work, with 1 if not: for health checks.", no_args_is_help=True)
 
@@ -28,9 +32,6 @@ WHERE a.application_name = %(name)s AND a.datname = current_database() AND a.cli
 # Of the version before, a dispatcher keeps no row: then nobody knows, and that counts as well.
 _BROKER = """
 SELECT count(*) = 0 OR bool_or(broker_error IS NULL) FROM dispatchers WHERE host = %(host)s AND beat_at > now() - %(pause)s * interval '1 second'
-"""
-_WORKER = """
-SELECT count(*) FROM workers WHERE split_part(name, '@', 2) = %(host)s AND beat_at > now() - %(silence)s * interval '1 second'
 """
 
 
@@ -67,12 +68,34 @@ def dispatcher() -> None:
 
 
 @app.command()
-def worker() -> None:
-    """A worker of this host beat its heart within ``dispatch.worker_silence``."""
+def worker(
+    name: Annotated[
+        str | None, typer.Option(help="This worker alone, by its name (w1, or w1@ops), wherever it runs. Default: all workers of this host.")
+    ] = None,
+) -> None:
+    """Workers of this host beat within ``dispatch.worker_silence``, and each of them progresses.
+
+    One does not that claims and ends nothing for long although tasks wait for its free slots: only a restart helps it.
+    """
     settings = load_settings()
     host = socket.gethostname()
-    values = {"host": host, "silence": settings.dispatch.worker_silence}
-    _require(settings, lambda c: c.execute(_WORKER, values), f"No worker named ...@{host} beats its heart.")
+    engine = sync_engine(settings.database, role="health", pool_size=1)
+    try:
+        with outages_named(engine.url), engine.connect() as connection:
+            live = workers.live(connection, settings)
+    finally:
+        engine.dispose()
+    found = [one for one in live if (one.host == host if name is None else one.name in (name, f"{name}@{host}"))]
+    if not found:
+        whose = f"worker of {host}" if name is None else f"worker named {name}" + ("" if "@" in name else f" or {name}@{host}")
+        raise TaskyardError(f"No {whose} beat within {settings.dispatch.worker_silence:g} s.{_nearest(name, live)}")
+    if stuck := [one for one in found if one.stuck]:
+        names = ", ".join(f"{one.name} for {one.idle:.0f} s" for one in stuck)
+        raise TaskyardError(f"Claimed and ended nothing, although tasks wait for free slots: {names}. Restart it, and look into its log.")
+
+
+def _nearest(name: str | None, live: list[workers.LiveWorker]) -> str:
+    return did_you_mean(name, [word for one in live for word in (one.name, one.name.partition("@")[0])]) if name else ""
 
 
 def _require(settings: Settings, ask: Callable[[psycopg.Connection], psycopg.Cursor], otherwise: str) -> None:

@@ -27,6 +27,7 @@ from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
 from taskyard.dispatch.gathering import Gathering
 from taskyard.dispatch.look import Outlook, lines, look, served_queues, workers
+from taskyard.dispatch.overdue import Overdue
 from taskyard.dispatch.presence import Presence
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
 from taskyard.dispatch.refusals import RefusedQueues
@@ -107,6 +108,7 @@ class Dispatcher:
         self._behind = False
         self._purge_at = 0.0
         self._round: retention.Round | None = None
+        self._overdue = Overdue(settings.dispatch)
 
     def stop(self) -> None:
         """Finish the pass that is under way, then return from ``run``. Safe in a signal handler."""
@@ -249,6 +251,8 @@ class Dispatcher:
     def _housekeep(self) -> Outlook:
         outlook, lost = transaction(self._engine, self._look_and_reap)
         failpoints.hit("housekeep.committed")
+        if self._overdue.due and self._is_steady():
+            lost = [*lost, *transaction(self._engine, self._overdue.reap)]
         self._tell([], lost)
         expired = outlook.expiring and self._batches(lifecycle.expire)
         promoted = outlook.run_in is not None and outlook.run_in <= 0 and self._batches(lifecycle.promote)
@@ -261,10 +265,13 @@ class Dispatcher:
     def _look_and_reap(self, connection: Connection) -> tuple[Outlook, Sequence[RowMapping]]:
         dispatch = self._settings.dispatch
         outlook = look(connection, dispatch.worker_silence)
-        # After an outage of the database all workers seem silent: give them the time to beat again.
-        if outlook.silent and time.monotonic() - self._steady_since > dispatch.worker_silence:
+        if outlook.silent and self._is_steady():
             return outlook, lifecycle.reap(connection, dispatch.worker_silence, dispatch.max_lost)
         return outlook, []
+
+    def _is_steady(self) -> bool:
+        """After an outage of the database all workers seem silent, and ends wait for it: they get the time to beat again, and to record these."""
+        return time.monotonic() - self._steady_since > self._settings.dispatch.worker_silence
 
     def _tell_operators(self) -> None:
         """Fold what waits for a digest, and see now and then whether a queue is stalled or a plugin has failed."""

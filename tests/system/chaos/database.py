@@ -28,6 +28,20 @@ class Database:
         admin.engine.dispose()
         return cls(make_url(server).set(database=name).render_as_string(hide_password=False))
 
+    def url_of_roles(self) -> str:
+        """The URL by which roles connect, as a user of theirs, from whom rights can be taken."""
+        user = make_url(self.url).database
+        self.execute(f"CREATE ROLE {user} LOGIN")
+        for what in ("TABLES", "SEQUENCES"):
+            self.execute(f"GRANT ALL ON ALL {what} IN SCHEMA public TO {user}")
+            self.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON {what} TO {user}")
+        return make_url(self.url).set(username=user, password=None).render_as_string(hide_password=False)
+
+    @property
+    def user(self) -> str:
+        """The user that :meth:`url_of_roles` makes."""
+        return str(make_url(self.url).database)
+
     def execute(self, statement: str) -> None:
         """Run a statement that answers nothing."""
         with self.engine.connect() as connection:

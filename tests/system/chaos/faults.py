@@ -13,11 +13,14 @@ from uuid import UUID, uuid4
 import psutil
 from kombu import Connection, Consumer, Queue
 from pydantic import SecretStr
+from sqlalchemy.exc import DBAPIError
 
 from taskyard.dispatch.app import create_celery
 from taskyard.dispatch.publisher import BrokerAway, Publisher
+from taskyard.errors import TaskyardError
 from taskyard.lifecycle import Hint
 from taskyard.settings import BrokerSettings, DatabaseSettings, Settings
+from taskyard_migrations.runner import downgrade, upgrade
 from tests.ground import Ground, delete, depth, purge
 
 from .clients import Pace
@@ -29,6 +32,8 @@ from .stops import WORKERS, Stops
 
 #: Times that queues are deleted, to have it unnoticed once. Most times it is.
 UNNOTICED_TRIES = 8
+#: The schema before workers told of their progress and dispatchers had rows.
+OLD_REVISION = "0010"
 
 
 class Faults:
@@ -47,6 +52,9 @@ class Faults:
             "broker kill -9": lambda _: self._restart(ground.broker.kill, ground.broker.start),
             "PostgreSQL restart": lambda _: self._restart(ground.postgres.stop, ground.postgres.start),
             "PostgreSQL backends terminated": lambda _: self._terminate_backends(),
+            "PostgreSQL read-only": lambda _: self._read_only(),
+            "rights taken away": lambda _: self._take_rights(),
+            "schema changed": lambda _: self._change_schema(),
             "queues purged": lambda _: self._rob(lambda: purge(ground.broker.url, *roles.queues)),
             "queues deleted": lambda _: self._rob(lambda: delete(ground.broker.url, *roles.queues)),
             "messages stolen": lambda _: self._steal(),
@@ -84,6 +92,43 @@ class Faults:
             self._database.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'taskyard-%'")
             wait(0.3)
         return True
+
+    def _read_only(self) -> bool:
+        """As in a failover: the roles' sessions end, and those that they make can't write, until the server is the primary again."""
+        whose = f"ALTER ROLE {self._database.user} IN DATABASE {self._database.user}"
+        self._database.execute(f"{whose} SET default_transaction_read_only = on")
+        self._database.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'taskyard-%'")
+        wait(self._plan.silence)
+        self._database.execute(f"{whose} RESET default_transaction_read_only")
+        return self._was_refused()
+
+    def _take_rights(self) -> bool:
+        """And give them back."""
+        self._database.execute(f"REVOKE INSERT, UPDATE ON tasks FROM {self._database.user}")
+        wait(self._plan.silence)
+        self._database.execute(f"GRANT INSERT, UPDATE ON tasks TO {self._database.user}")
+        return self._was_refused()
+
+    def _change_schema(self) -> bool:
+        """Under load: a column comes and another one changes its type, and the schema goes back to one that the roles don't know, and up again."""
+        for column, kind in (("ADD COLUMN chaos int", "bigint"), ("DROP COLUMN chaos", "int")):
+            self._database.execute(f"ALTER TABLE tasks {column}, ALTER COLUMN max_attempts TYPE {kind}")
+            wait(0.5)
+        reached(lambda: self._migrates(downgrade, OLD_REVISION), 60)
+        wait(self._plan.silence / 2)
+        return reached(lambda: self._migrates(upgrade, "head"), 60)
+
+    def _migrates(self, migrate: Callable[[str, str], None], revision: str) -> bool:
+        """A migration that does not get its locks in time, for the load, is tried again."""
+        try:
+            migrate(self._database.url, revision)
+        except (DBAPIError, TaskyardError):
+            return False
+        return True
+
+    def _was_refused(self) -> bool:
+        """Was a worker refused what it had to write? Else the window proves nothing."""
+        return any(self._roles.events("ledger.not_written"))
 
     def _rob(self, take: Callable[[], object]) -> bool:
         """Take what is in the queues. The workers are halted first, so that something is."""

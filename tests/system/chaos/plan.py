@@ -42,6 +42,9 @@ SERVER_FAULTS = (
     "messages stolen",
     "PostgreSQL restart",
     "PostgreSQL backends terminated",
+    "PostgreSQL read-only",
+    "rights taken away",
+    "schema changed",
     "wires cut",
     "wires hang",
 )

@@ -42,7 +42,8 @@ class Run:
         self._records = Records(folder)
         self._receiver = Receiver(self._records.receiver, plan.seed)
         self._database = Database.made_on(ground.postgres.url)
-        self._roles = Roles(plan, ground, self._database.url, folder, self._records, self._receiver.url)
+        upgrade(self._database.url)
+        self._roles = Roles(plan, ground, self._database.url_of_roles(), folder, self._records, self._receiver.url)
         self._pace = Pace(plan)
         self._faults = Faults(plan, ground, self._roles, self._database, self._records, self._pace)
         ports = list(self._roles.ports.values())
@@ -56,7 +57,6 @@ class Run:
     def go(self) -> list[Count]:
         """All of it. Raises Broken."""
         try:
-            upgrade(self._database.url)
             self._roles.start()
             self._until(self._roles.are_up, 90, "the roles to be ready")
             self.progress.say("everything is up")

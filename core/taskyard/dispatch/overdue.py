@@ -1,0 +1,46 @@
+"""Finds tasks that are running far past their timeout: their worker beats, and has not ended them.
+
+A worker ends what it runs in time, and gives back what it has lost track of. This is for what it can't know of itself: the row says that it
+runs, and nothing of it does. All live tasks are looked at, a page at a time, so that a deep backlog costs each tick no more than a page.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Connection, RowMapping
+
+from taskyard import lifecycle
+from taskyard.settings import DispatchSettings
+
+#: Live tasks that one look reads.
+PAGE: Final = 5000
+#: Seconds between two looks, and from the end of one round to the next.
+PAGE_EVERY, ROUND_EVERY = 0.5, 10.0
+_START: Final = ("", UUID(int=0))
+
+
+class Overdue:
+    """One dispatcher's rounds through the live tasks. Others may be at it too."""
+
+    def __init__(self, settings: DispatchSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._after = _START
+        self._look_at = clock()
+
+    @property
+    def due(self) -> bool:
+        """Is it time to look?"""
+        return self._clock() >= self._look_at
+
+    def reap(self, connection: Connection) -> list[RowMapping]:
+        """Look at the next page, and put what is overdue back in line; answers rows as lifecycle.reap does."""
+        found = lifecycle.overdue(connection, self._after, self._settings.overdue_after, PAGE)
+        lost = lifecycle.reap_overdue(connection, found.ids, self._settings.overdue_after, self._settings.max_lost) if found.ids else []
+        self._after = found.last or _START
+        self._look_at = self._clock() + (PAGE_EVERY if found.last else ROUND_EVERY)
+        return lost
