@@ -89,10 +89,10 @@ FROM level CROSS JOIN LATERAL (
 GROUP BY level.queue"""
 )
 # A parked task is pending with a time; one that waits for a retry is scheduled. A park is a change, so of a parked task that ran before, the
-# last start is what its last change is of others.
+# last start is what its last change is of others. (Parked tasks are soon due. However many are planned behind them, only so many are looked at.)
 _PARKED_FIRST = """
 SELECT type, queue, CASE WHEN fence = 0 THEN GREATEST(created_at, run_at) ELSE started_at END AS ready_at
-FROM tasks WHERE next_run_at IS NOT NULL AND status = 'pending' ORDER BY next_run_at LIMIT :cap"""
+FROM (SELECT * FROM tasks WHERE next_run_at IS NOT NULL ORDER BY next_run_at LIMIT :cap) AS due WHERE status = 'pending'"""
 _PARKED = text(f"SELECT type, queue, count(*) AS n FROM ({_PARKED_FIRST}) AS first GROUP BY type, queue")
 _OLDEST_PARKED = text(f"SELECT queue, EXTRACT(epoch FROM now() - min(ready_at))::float8 AS seconds FROM ({_PARKED_FIRST}) AS first GROUP BY queue")
 _WORKERS = text("SELECT name, unnest(queues) AS queue FROM workers WHERE beat_at > now() - :silence * interval '1 second' ORDER BY name")

@@ -124,6 +124,22 @@ def test_a_scrape_counts_from_the_head_of_each_line_and_finds_the_oldest_behind_
     assert indexes(deep, backlog._WAITING, cap=RUNNING) == {"ix_tasks_due"}
 
 
+def test_parked_tasks_are_found_before_all_that_is_planned(deep: Connection) -> None:
+    savepoint = deep.begin_nested()
+    deep.execute(
+        text("""
+        INSERT INTO tasks (id, type, queue, lane, priority, status, payload, timeout, max_attempts, next_run_at)
+        SELECT gen_random_uuid(), 'demo.work', 'later', 'sync', 5, CASE WHEN n <= 5 THEN 'pending' ELSE 'scheduled' END, 'null', 60, 3,
+          now() + n * interval '1 second'
+        FROM generate_series(1, :planned) AS n"""),
+        {"planned": 10 * RUNNING},
+    )
+    for statement in (backlog._PARKED, backlog._OLDEST_PARKED):
+        assert indexes(deep, statement, cap=RUNNING) == {"ix_tasks_due"}
+    assert [(row.type, row.queue, row.n) for row in backlog.parked(deep)] == [("demo.work", "later", 5)]
+    savepoint.rollback()
+
+
 def test_a_tasks_place_is_counted_from_the_line_and_no_further_than_asked(deep: Connection) -> None:
     last = deep.execute(text("SELECT max(id::text)::uuid FROM tasks WHERE in_line AND priority = 5")).scalar()
     for priority, id_ in ((5, last), (9, last), (0, last)):

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 _RESTART: Final = "A worker's {0} are fixed while it runs: set {1} and restart it."
 _PROCESSES: Final = _RESTART.format("processes", "worker.processes (or --processes)")
 _QUEUES: Final = _RESTART.format("queues", "worker.queues (or --queues)")
-_PAUSE: Final = "POST /api/v1/queues/NAME/pause stops a queue."
+_PAUSE: Final = "`taskyard queues pause NAME` stops a queue."
 #: What is refused, and what to do instead.
 REFUSED: Final[Mapping[str, str]] = {
     "pool_grow": _PROCESSES,
