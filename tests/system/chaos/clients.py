@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from .plan import Plan, Submission
 from .records import Record
 
-CLIENTS = 16
-#: Seconds until a request that was not answered counts as unanswered.
-PATIENCE = 5.0
+#: Seconds until a request that was not answered counts as unanswered, and that one asks a service to wait for a task's end.
+PATIENCE, WAIT = 5.0, 3
+#: What a task's answer says while it lives.
+LIVE = ("scheduled", "pending", "queued", "running", "held")
 #: The part of all submissions that may be made before the faults that come earlier are over, and what part of the pace is left then.
 AHEAD = 0.05
 TRICKLE = 0.35
@@ -96,7 +97,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         try:
-            for submission in self._plan.submissions(self._number, CLIENTS):
+            for submission in self._plan.submissions(self._number):
                 self._act_until(self._pace.allows)
                 self._submit(submission)
             self._act_until(lambda: not self._acts)
@@ -129,8 +130,17 @@ class Client(threading.Thread):
         id_ = made.get("id", f"refused-with-{status}")
         self._record.write("answered", submission.key, id_)
         self._pace.answer()
+        if self._plan.closed_loop:
+            self._await_end(id_)
         for delay, verb in submission.acts:
             heapq.heappush(self._acts, (time.monotonic() + delay, verb, id_))
+
+    def _await_end(self, id_: str) -> None:
+        """Ask for a task with ``Prefer: wait`` until it has ended."""
+        status = "pending"
+        while status in LIVE:
+            _, text = self._until_answered("GET", f"/api/v1/tasks/{id_}", b"", id_, {"Prefer": f"wait={WAIT}"})
+            status = json.loads(text)["status"]
 
     def _act(self, verb: str, id_: str) -> None:
         status, _ = self._until_answered("POST", f"/api/v1/tasks/{id_}/{verb}", b"", id_)
@@ -161,3 +171,9 @@ class Client(threading.Thread):
         connection.request(method, path, body, {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
         return answer.status, answer.read()
+
+
+def clients_of(plan: Plan, pace: Pace, ports: Sequence[int], record: Record) -> list[Client]:
+    """A plan's clients, each of which asks another service first."""
+    turned = [[*ports[first:], *ports[:first]] for first in range(len(ports))]
+    return [Client(number, plan, pace, turned[number % len(ports)], record) for number in range(plan.clients)]

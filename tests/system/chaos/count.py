@@ -15,10 +15,12 @@ from taskyard.failpoints import POINTS
 
 from .database import Database
 from .history import TERMINAL, Event, Verdict, judge
-from .plan import Plan
+from .plan import LOOP, Plan
 from .records import Records
 from .roles import Roles
 
+#: Faults that lose no message for good.
+HARMLESS = ("queues_vanish", "messages_duplicated", "child_kill_-9", LOOP.replace(" ", "_"))
 #: Seconds between two looks at how much is on its way.
 BETWEEN_LOOKS = 5.0
 
@@ -72,7 +74,7 @@ class Counter:
             elif what == "unanswered":
                 unanswered[key] += 1
         rows = {str(row.id): row.key for row in self._database.rows("SELECT id, metadata ->> 'key' AS key FROM tasks WHERE parent_id IS NULL")}
-        yield exactly("submissions answered with 201", len(answered), self._plan.tasks, "Submissions were refused, or not all were made")
+        yield exactly("submissions answered with 201", len(answered), self._plan.submitted, "Submissions were refused, or not all were made")
         yield exactly("of those, rows", len(answered.keys() & rows.keys()), len(answered), "Tasks that were answered with 201 are not there")
         spare = [rows[id_] for id_ in rows.keys() - answered.keys()]
         yield Count("rows of requests that got no answer", len(spare))
@@ -166,7 +168,11 @@ class Counter:
         # A queued task may be as old as ten sweeps: so long the dispatcher trusts a queue that is not empty.
         age = self._plan.sweep_after * 10 + 1
         unexplained = sum(count for at, count in swept if not any(began < at and at - age < ended for began, ended in reasons))
-        yield Count("messages lost and sent again", sum(count for _, count in swept))
+        lost = sum(count for _, count in swept)
+        if self._plan.faults:
+            yield Count("messages lost and sent again", lost)
+        else:
+            yield exactly("tasks swept without a fault", lost, 0, "Tasks waited for the sweep, and nothing had gone wrong")
         yield exactly("of those, lost without a reason", unexplained, 0, "Messages were lost that the broker's confirms and returns should have told of")
 
     def _reasons(self) -> list[tuple[float, float]]:
@@ -177,7 +183,7 @@ class Counter:
             if what == "behind":
                 found.append((float(at) - BETWEEN_LOOKS, float(at) + BETWEEN_LOOKS))
                 continue
-            if fault[0].startswith("api") or fault[1] in ("queues_vanish", "messages_duplicated", "child_kill_-9"):
+            if fault[0].startswith("api") or fault[1] in HARMLESS:
                 continue
             if what == "began":
                 began[tuple(fault)] = float(at)

@@ -23,13 +23,15 @@ from taskyard.settings import BrokerSettings, DatabaseSettings, Settings
 from taskyard_migrations.runner import downgrade, upgrade
 from tests.ground import Ground, delete, depth, purge
 
-from .clients import Pace
+from .clients import Pace, clients_of
 from .database import Database
-from .plan import KILLED, OVERTAKEN, SERVERS, UNNOTICED, Fault, Plan
+from .plan import KILLED, LOOP, OVERTAKEN, SERVERS, UNNOTICED, Fault, Plan, loop
 from .records import Records
 from .roles import REACHED_WITHIN, Roles, reached, wait
 from .stops import WORKERS, Stops
 
+#: Seconds that the clients of a closed loop get: other faults hold them up.
+LOOP_WITHIN = 180.0
 #: Times that queues are deleted, to have it unnoticed once. Most times it is.
 UNNOTICED_TRIES = 8
 #: The schema before workers told of their progress and dispatchers had rows.
@@ -46,6 +48,7 @@ class Faults:
         self._roles = roles
         self._database = database
         self._records = records
+        self._loops = 0
         self._stops = stops = Stops(roles, database, records)
         self._kinds: dict[str, Callable[[Fault], bool]] = {
             "broker restart": lambda _: self._restart(ground.broker.stop, ground.broker.start),
@@ -62,6 +65,7 @@ class Faults:
             "messages duplicated": lambda _: self._duplicate(),
             "wires cut": lambda _: self._cut_wires(),
             "wires hang": lambda _: self._hang_wires(),
+            LOOP: lambda _: self._loop(),
             KILLED: self._kill,
             "SIGTERM": self._terminate,
             "child kill -9": self._kill_child,
@@ -248,6 +252,21 @@ class Faults:
         self._ground.to_broker.heal()
         self._ground.to_postgres.heal()
         return True
+
+    # --- clients ---
+
+    def _loop(self) -> bool:
+        """Submit and wait, with eight clients at once, while the roles have faults of their own."""
+        self._loops += 1
+        plan = loop(self._plan, self._loops)
+        clients = clients_of(plan, Pace(plan), list(self._roles.ports.values()), self._records.clients)
+        for client in clients:
+            client.start()
+        ended = reached(lambda: not any(client.is_alive() for client in clients), LOOP_WITHIN)
+        for client in clients:
+            client.stopping.set()
+            client.join()
+        return ended and not any(client.failure for client in clients)
 
     # --- roles ---
 

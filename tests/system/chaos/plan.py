@@ -31,6 +31,11 @@ class Fault:
         return f"{self.kind} {self.detail or ''}".strip() + (f" ({self.lane})" if self.lane != SERVERS else "")
 
 
+#: Clients that each submit a task, wait for its end, and submit the next, beside all others: how many, and how many tasks of each.
+LOOP = "eight clients in a closed loop"
+LOOPERS, LOOP_TASKS = 8, 10
+#: Clients of a run.
+CLIENTS = 16
 #: Once in each round. Those that only RabbitMQ can suffer are marked.
 SERVER_FAULTS = (
     "broker restart",
@@ -47,6 +52,7 @@ SERVER_FAULTS = (
     "schema changed",
     "wires cut",
     "wires hang",
+    LOOP,
 )
 RABBITMQ_ONLY = ("queues vanish",)
 ROLE_FAULTS: Mapping[str, Sequence[str]] = {
@@ -100,10 +106,19 @@ class Plan:
     quiet: float = 90.0
     roles: Sequence[str] = ROLES
     slots: Mapping[str, int] = field(default_factory=dict)
+    clients: int = CLIENTS
+    closed_loop: bool = False
+    """Each client waits for the end of its task before it submits the next."""
+    prefix: str = "k"
     lanes: Sequence[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lanes", tuple(dict.fromkeys(fault.lane for fault in self.faults)))
+
+    @property
+    def submitted(self) -> int:
+        """All tasks that clients submit, in whatever way."""
+        return self.tasks + LOOPERS * LOOP_TASKS * sum(fault.kind == LOOP for fault in self.faults)
 
     @property
     def stops(self) -> bool:
@@ -119,15 +134,15 @@ class Plan:
         """A lane's faults in their order."""
         return sorted((fault for fault in self.faults if fault.lane == name), key=lambda fault: fault.at)
 
-    def submissions(self, client: int, clients: int) -> Iterator[Submission]:
+    def submissions(self, client: int) -> Iterator[Submission]:
         """One client's share."""
-        for number in range(client, self.tasks, clients):
+        for number in range(client, self.tasks, self.clients):
             yield self._submission(number, random.Random(self.seed * 1_000_003 + number))
 
     def _submission(self, number: int, chance: random.Random) -> Submission:
         _, type_, least, most = chance.choices(self.mix, [kind[0] for kind in self.mix])[0]
         body: dict[str, Any] = {"type": type_, "payload": {"seconds": round(chance.uniform(least, most), 3)}, "priority": chance.choice(self.priorities)}
-        key = f"k{number}"
+        key = f"{self.prefix}{number}"
         body["metadata"] = {"key": key}
         if chance.random() < 0.3:
             body["tags"] = ["told"]
@@ -175,6 +190,25 @@ def chaos(tasks: int, seed: int, kind: str) -> Plan:
     chance = random.Random(seed)
     faults = [fault for number in range(rounds) for fault in _round(chance, kind, number, rounds)]
     return Plan(tasks, seed, kind, faults, EVERYTHING, rate=tasks / rounds / ROUND_SECONDS, quiet=90 + tasks / 500)
+
+
+QUICK = ((3, "chaos.async", 0.0, 0.02), (1, "chaos.sync", 0.0, 0.0))
+
+
+def calm(tasks: int, seed: int, kind: str) -> Plan:
+    """Eight clients in a closed loop, and nothing goes wrong: no message is lost, so nothing may be swept. The sweep comes as late as in production."""
+    return _loop(tasks, seed, kind, prefix="k", sweep_after=30.0)
+
+
+def loop(plan: Plan, number: int) -> Plan:
+    """What the clients of a closed loop do in the middle of another plan."""
+    return _loop(LOOPERS * LOOP_TASKS, plan.seed, plan.kind, prefix=f"loop{number}-", sweep_after=plan.sweep_after)
+
+
+def _loop(tasks: int, seed: int, kind: str, *, prefix: str, sweep_after: float) -> Plan:
+    # As fast as they are answered.
+    rate = 1e6
+    return Plan(tasks, seed, kind, (), QUICK, rate, acts=False, sweep_after=sweep_after, clients=LOOPERS, closed_loop=True, prefix=prefix)
 
 
 def _round(chance: random.Random, kind: str, number: int, rounds: int) -> Iterator[Fault]:

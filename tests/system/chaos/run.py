@@ -12,7 +12,7 @@ from typing import Any
 from taskyard_migrations.runner import upgrade
 from tests.ground import Ground, depth, private_broker, private_postgres
 
-from .clients import CLIENTS, Client, Pace
+from .clients import Pace, clients_of
 from .count import Count, Counter, leftovers
 from .database import Database
 from .faults import Faults
@@ -46,10 +46,7 @@ class Run:
         self._roles = Roles(plan, ground, self._database.url_of_roles(), folder, self._records, self._receiver.url)
         self._pace = Pace(plan)
         self._faults = Faults(plan, ground, self._roles, self._database, self._records, self._pace)
-        ports = list(self._roles.ports.values())
-        self._clients = [
-            Client(number, plan, self._pace, ports[number % len(ports) :] + ports[: number % len(ports)], self._records.clients) for number in range(CLIENTS)
-        ]
+        self._clients = clients_of(plan, self._pace, list(self._roles.ports.values()), self._records.clients)
         self._lanes = [threading.Thread(target=self._watched, args=(lane,), name=lane, daemon=True) for lane in plan.lanes if lane != SERVERS]
         self._failure: BaseException | None = None
         self.progress = Progress()
