@@ -97,6 +97,21 @@ async def test_a_thousand_waits_are_all_answered_and_none_takes_a_connection(app
     assert {answer.json()["status"] for answer in await asyncio.gather(*looks)} == {"cancelled"}
 
 
+async def test_a_wait_for_many_holds_no_row_while_another_transaction_holds_one_of_them(app: FastAPI, client: AsyncClient, engine: Engine) -> None:
+    """Else the two deadlock: the other one may want the rest, as a worker's commit does that claims some tasks and finishes others."""
+    first, second = sorted([(await submit(client))["id"], (await submit(client))["id"]])
+    with engine.connect() as other:
+        other.execute(text("SELECT 1 FROM tasks WHERE id = :id FOR UPDATE"), {"id": second})
+        looks = [asyncio.create_task(client.get(f"/tasks/{id_}", headers=LONG)) for id_ in (first, second)]
+        await until(lambda: awaited(engine) == 1)
+        other.execute(text("SET LOCAL lock_timeout = '1s'"))
+        other.execute(text("UPDATE tasks SET status = 'cancelled', finished_at = now() WHERE id = ANY (CAST(:ids AS uuid[]))"), {"ids": [first, second]})
+        other.execute(text("SELECT pg_notify('taskyard_ended', :id)"), {"id": first})
+        other.commit()
+    assert {(await look).json()["status"] for look in looks} == {"cancelled"}
+    assert waiting(app) == 0
+
+
 async def test_what_ended_while_the_listening_connection_was_lost_is_found_when_it_is_back(app: FastAPI, client: AsyncClient, engine: Engine) -> None:
     task = await submit(client)
     looking = asyncio.create_task(client.get(f"/tasks/{task['id']}", headers=LONG))

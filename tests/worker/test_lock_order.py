@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
+import psycopg
 import pytest
 import uuid_utils.compat as uuid7
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from taskyard import lifecycle
 from taskyard.metrics import Tally
 from taskyard.records import Finished, NewTask
+from taskyard.retrying import transaction
 from taskyard.settings import Settings
 from taskyard_worker.ledger import Ledger
 from taskyard_worker.ledger_requests import Call, Claim, Finish, Request
@@ -88,3 +91,52 @@ def test_a_worker_that_comes_back_waits_for_its_reap(engine: Engine, says: list[
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT id, status, lost FROM tasks")).all()
     assert {tuple(row) for row in rows} == {(task, "pending", 1), (other, "queued", 0)}
+
+
+def test_a_commit_and_a_bulk_action_that_deadlock_are_both_done(engine: Engine) -> None:
+    """PostgreSQL ends one of the two: whichever it is runs again, and nobody hears of it."""
+    worker = uuid7.uuid7()
+    running, queued = _running_and_queued(engine, worker)
+    ledger = Ledger(engine, Settings(), worker, ["t.echo"], Tally())
+    asking, holding = asyncio.new_event_loop(), threading.Event()
+    finish, claim = Finish(asking.create_future(), [Finished(running, 1, "succeeded")], {}), Claim(asking.create_future(), "other", "sync", [queued])
+
+    def commit() -> object:
+        assert holding.wait(20)
+        return ledger._write([claim, finish])
+
+    def cancel(connection: Connection, committing: Future[object]) -> None:
+        lifecycle.move_many(connection, "cancel", "default", [running])
+        if not holding.is_set():
+            holding.set()
+            # The ledger has claimed, and waits for the row that is held here.
+            _await_lock(engine, committing)
+        lifecycle.move_many(connection, "cancel", "default", [queued])
+
+    with ThreadPoolExecutor(2) as pool:
+        committing = pool.submit(commit)
+        cancelling = pool.submit(transaction, engine, cancel, committing)
+        assert committing.result(60) == {}, "nothing is left to write"
+        cancelling.result(60)
+    asking.close()
+    with engine.connect() as connection:
+        rows = {row.id: row for row in connection.execute(text("SELECT id, status, cancel_requested_at IS NOT NULL AS asked FROM tasks"))}
+    assert rows[running].status == "succeeded"
+    assert (rows[queued].status, rows[queued].asked) in {("running", True), ("cancelled", True)}
+
+
+def test_a_task_that_steps_back_for_a_more_urgent_one_is_announced(engine: Engine) -> None:
+    worker = uuid7.uuid7()
+    _, queued = _running_and_queued(engine, worker)
+    ledger = Ledger(engine, Settings(), worker, ["t.echo"], Tally())
+    urgent = NewTask(uuid7.uuid7(), "t.echo", {}, "other", "sync", 9, 60.0, 3)
+    with engine.connect() as listening:
+        listening.exec_driver_sql("LISTEN taskyard_ready")
+        listening.commit()
+        with engine.begin() as connection:
+            lifecycle.submit(connection, [urgent])
+            ((_, claimed),) = ledger._perform(connection, [_claim(queued, queued, worker)]).by_request
+        assert [row["id"] for row in claimed] == [urgent.id]
+        driver = listening.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        assert [note.payload for note in driver.notifies(timeout=20, stop_after=1)] == ["other/sync"]

@@ -267,6 +267,9 @@ class Ledger:
         rows = lifecycle.claim(connection, self.worker, queue, lane, ids, self._types, self._settings.dispatch.park_delay)
         running = [row for row in rows if row["status"] == "running"]
         answers.claimed += running
+        # Tasks that gave way to more urgent ones wait for a message of their own again, and no message brings it but the next dispatch.
+        if any(row["status"] == "pending" and not row["unknown"] for row in rows):
+            announce(connection, [(queue, lane)])
         answers.progressed = answers.progressed or bool(rows)
         for row in rows:
             if row["unknown"]:
