@@ -89,6 +89,7 @@ def test_every_fault_and_every_failpoint_is_in_each_plan(seed: int) -> None:
     assert {point for fault in faults if fault.kind == KILLED for point in fault.detail.split()} == set(POINTS)
     assert {fault.lane for fault in faults if fault.kind == KILLED} == set(ROLES)
     assert {fault.detail for fault in faults if fault.kind == "stopped at"} == set(STOPS)
+    assert [fault.lane for fault in faults if fault.kind == plans.LOOP] == [plans.CLIENTS_LANE]
     assert all(0 < fault.at < 0.95 for fault in faults)
 
 

@@ -31,7 +31,7 @@ from .roles import REACHED_WITHIN, Roles, reached, wait
 from .stops import WORKERS, Stops
 
 #: Seconds that the clients of a closed loop get: other faults hold them up.
-LOOP_WITHIN = 180.0
+LOOP_WITHIN = 600.0
 #: Times that queues are deleted, to have it unnoticed once. Most times it is.
 UNNOTICED_TRIES = 8
 #: The schema before workers told of their progress and dispatchers had rows.
@@ -256,7 +256,7 @@ class Faults:
     # --- clients ---
 
     def _loop(self) -> bool:
-        """Submit and wait, with eight clients at once, while the roles have faults of their own."""
+        """Submit and wait, with eight clients at once, while roles and servers have their faults."""
         self._loops += 1
         plan = loop(self._plan, self._loops)
         clients = clients_of(plan, Pace(plan), list(self._roles.ports.values()), self._records.clients)

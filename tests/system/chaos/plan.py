@@ -31,6 +31,8 @@ class Fault:
         return f"{self.kind} {self.detail or ''}".strip() + (f" ({self.lane})" if self.lane != SERVERS else "")
 
 
+#: What clients do beside all faults, in a lane of its own.
+CLIENTS_LANE = "clients"
 #: Clients that each submit a task, wait for its end, and submit the next, beside all others: how many, and how many tasks of each.
 LOOP = "eight clients in a closed loop"
 LOOPERS, LOOP_TASKS = 8, 10
@@ -52,7 +54,6 @@ SERVER_FAULTS = (
     "schema changed",
     "wires cut",
     "wires hang",
-    LOOP,
 )
 RABBITMQ_ONLY = ("queues vanish",)
 ROLE_FAULTS: Mapping[str, Sequence[str]] = {
@@ -213,6 +214,7 @@ def _loop(tasks: int, seed: int, kind: str, *, prefix: str, sweep_after: float) 
 
 def _round(chance: random.Random, kind: str, number: int, rounds: int) -> Iterator[Fault]:
     lanes: dict[str, list[tuple[str, str]]] = {SERVERS: [(what, "") for what in SERVER_FAULTS if kind == "rabbitmq" or what not in RABBITMQ_ONLY]}
+    lanes[CLIENTS_LANE] = [(LOOP, "")]
     for role in ROLES:
         lanes[role] = [(what, "") for what in ROLE_FAULTS[role.partition("-")[0]]]
     for number_of_worker, point in enumerate(STOPS, 1):
