@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import structlog
 from fastapi import Request
@@ -26,6 +26,8 @@ from taskyard_api.service import CALLER, Service
 from taskyard_api.watch import ROUTED
 
 log = structlog.get_logger(__name__)
+K = TypeVar("K")
+V = TypeVar("V")
 
 #: Seconds that a key is trusted without asking the database again: so long after its end it may still be let in.
 FRESH = 5.0
@@ -69,6 +71,8 @@ class Gate:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._known: OrderedDict[bytes, Known] = OrderedDict()
+        #: Until when a key that was wrong is not looked up again, on the monotonic clock.
+        self._wrong: OrderedDict[bytes, float] = OrderedDict()
         self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,23 +116,27 @@ class Gate:
             return known.caller
         if not keys.is_shaped(key := shown.decode("ascii", "replace")):
             raise WrongKey
-        address = _network(scope)
-        # Before it is looked up, or many at once would all be let through.
-        if not known and (wait := self._failures.take(address, now)):
-            raise RateLimited("Too many wrong access keys came from this address.", wait)
+        if now < self._wrong.get(digest, 0.0):
+            raise self._refusal(scope, now)
         caller = await self._look_up(scope, key, known, now)
         if caller is None:
             self._known.pop(digest, None)
-            raise WrongKey
-        if not known:
-            self._failures.give_back(address, now)
+            _keep(self._wrong, digest, now + FRESH)
+            raise self._refusal(scope, now)
         self._remember(digest, caller, now)
         return caller
+
+    def _refusal(self, scope: Scope, now: float) -> TaskyardError:
+        """For a key of which the database has said that it is wrong. Keys are never refused before that: a right one must not suffer from the
+        wrong ones of others at its address, such as that of a proxy.
+        """
+        wait = self._failures.take(_network(scope), now)
+        return RateLimited("This access key is wrong, and too many wrong ones came from this address.", wait) if wait else WrongKey()
 
     async def _look_up(self, scope: Scope, key: str, known: Known | None, now: float) -> Caller | None:
         service: Service = scope["app"].state.service
         try:
-            return await service.database.write(keys.look_up, key)
+            return await service.key_lookups.look_up(key)
         except Unavailable:
             if known and scope[ROUTED] == METRICS and now < min(known.fresh_until - FRESH + STALE, known.ends):
                 return known.caller
@@ -136,10 +144,7 @@ class Gate:
 
     def _remember(self, digest: bytes, caller: Caller, now: float) -> None:
         ends = float("inf") if caller.expires_in is None else now + caller.expires_in
-        self._known[digest] = Known(caller, now + FRESH, ends)
-        self._known.move_to_end(digest)
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        _keep(self._known, digest, Known(caller, now + FRESH, ends))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,32 +157,30 @@ class Known:
 
 
 class Failures:
-    """How often each address was wrong lately, as a token bucket: one that is empty refuses."""
+    """How often each address was wrong lately, as a token bucket."""
 
     def __init__(self) -> None:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, address: str, now: float) -> float:
-        """Let the address try once; 0, or the seconds until it may."""
+        """Count one more wrong key; 0, or the seconds until the address may be wrong again."""
         left = self._tokens(address, now)
         if left < 1:
             return (1 - left) / PER_SECOND
-        self._keep(address, left - 1, now)
+        _keep(self._left, address, (left - 1, now))
         return 0.0
-
-    def give_back(self, address: str, now: float) -> None:
-        """What it tried was right."""
-        self._keep(address, min(BURST, self._tokens(address, now) + 1), now)
-
-    def _keep(self, address: str, left: float, now: float) -> None:
-        self._left[address] = (left, now)
-        self._left.move_to_end(address)
-        while len(self._left) > REMEMBERED:
-            self._left.popitem(last=False)
 
     def _tokens(self, address: str, now: float) -> float:
         left, at = self._left.get(address, (BURST, now))
         return min(BURST, left + (now - at) * PER_SECOND)
+
+
+def _keep(table: OrderedDict[K, V], key: K, value: V) -> None:
+    """Remember a value, and forget the oldest of too many."""
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > REMEMBERED:
+        table.popitem(last=False)
 
 
 def _key_of(scope: Scope) -> bytes:

@@ -16,12 +16,13 @@ from taskyard.database import postgres_url
 from taskyard.errors import TaskyardError
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
-from taskyard.settings import Settings, is_loopback
+from taskyard.settings import Settings
 from taskyard_api import openapi, problems
 from taskyard_api.access import Gate
 from taskyard_api.connecting import check_certificates
 from taskyard_api.draining import Draining
 from taskyard_api.edge import BASE, Edge
+from taskyard_api.hosts import Hosts, misdirected
 from taskyard_api.measures import alarming_requests
 from taskyard_api.origins import Origins
 from taskyard_api.routes import actions, catalogue, deliveries, health, live, metrics, queues, submissions, tasks
@@ -77,10 +78,13 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
     if settings.asks_for_keys:
         app.add_middleware(Gate)
     else:
-        app.add_middleware(Origins, allowed=settings.api.cors_origins, loopback=is_loopback(settings.api.host))
+        app.add_middleware(Origins, allowed=settings.api.cors_origins)
     app.add_middleware(Edge, max_body_bytes=settings.api.max_body_bytes, own=own, draining=draining, root_path=settings.api.root_path)
     if settings.api.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.api.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED)
+    if (names := settings.host_names) is not None:
+        # Around all others: CORS answers some requests by itself.
+        app.add_middleware(Hosts, names=names, refuse=Edge(misdirected, max_body_bytes=settings.api.max_body_bytes, own=own, draining=draining))
     _document(app, registry, settings)
     return app
 

@@ -6,6 +6,7 @@ import math
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -54,7 +55,8 @@ def server(settings: Settings, guard: StopGuard | None = None) -> uvicorn.Server
     registry = load_plugins_for(settings)
     warn_if_open(settings, registry)
     api = settings.api
-    return server_of(create_app(settings, registry), api.host, api.port, keep_alive=api.keep_alive, drain_delay=api.drain_delay, guard=guard)
+    app = create_app(settings, registry)
+    return server_of(app, api.host, api.port, trusted_proxies=api.trusted_proxies, keep_alive=api.keep_alive, drain_delay=api.drain_delay, guard=guard)
 
 
 def warn_if_open(settings: Settings, registry: Registry) -> None:
@@ -69,9 +71,18 @@ def warn_if_open(settings: Settings, registry: Registry) -> None:
 
 
 def server_of(
-    app: FastAPI, host: str = "127.0.0.1", port: int = 0, *, keep_alive: float = 5.0, drain_delay: float = 0.0, guard: StopGuard | None = None
+    app: FastAPI,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    trusted_proxies: Sequence[str] = (),
+    keep_alive: float = 5.0,
+    drain_delay: float = 0.0,
+    guard: StopGuard | None = None,
 ) -> uvicorn.Server:
-    """A server for an application of ours. ``keep_alive`` and ``drain_delay`` are in seconds."""
+    """A server for an application of ours. ``keep_alive`` and ``drain_delay`` are in seconds. ``X-Forwarded-For`` and ``-Proto`` count where they
+    come from ``trusted_proxies``, and nowhere else: uvicorn's own default believes all of this machine.
+    """
     config = uvicorn.Config(
         app,
         host=host,
@@ -79,6 +90,8 @@ def server_of(
         http=BoundedProtocol,
         log_config=None,
         access_log=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
         server_header=False,
         timeout_keep_alive=math.ceil(keep_alive),
         timeout_graceful_shutdown=round(WEB_GRACE),

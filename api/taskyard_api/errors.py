@@ -62,6 +62,17 @@ class ForeignPage(TaskyardError):
     """A web page of another origin may not change anything here. If it should, the operator names its origin in api.cors_origins."""
 
 
+class UnknownHost(TaskyardError):
+    """The service does not answer to this name."""
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        shown = repr(hosts[0][:100]) if len(hosts) == 1 else f"{len(hosts)} Host headers"
+        super().__init__(
+            f"This service does not answer to {shown}: a name can be made to point here by anybody. "
+            "Use localhost or an IP address, or have the operator name the host in api.hosts (TASKYARD_API__HOSTS)."
+        )
+
+
 class RateLimited(TaskyardError):
     """Too many requests. ``retry_after`` is in seconds."""
 

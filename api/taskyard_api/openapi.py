@@ -99,6 +99,9 @@ def document(app: FastAPI, registry: Registry, *, with_keys: bool, subscriptions
         for _, method, call in _calls(found):
             if method != "get":
                 call["responses"]["403"] = problems(403)[403]
+    for path, method, call in _calls(found):
+        if rule_for(method.upper(), path) != OPEN:
+            call["responses"]["421"] = problems(421)[421]
     for _, _, call in _calls(found):
         for response in call["responses"].values():
             response["headers"] = response.get("headers", {}) | headers("X-Request-ID")

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from taskyard.settings import is_loopback
 from taskyard_api import problems
 from taskyard_api.errors import ForeignPage
 
@@ -22,13 +21,12 @@ _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 class Origins:
     """Lets pages change something only if they are the service's own, or among ``allowed`` (``api.cors_origins``), as plain ASGI.
 
-    Where the service listens on ``loopback``, its own pages come from a loopback host: a name that was made to point there is another's.
+    The service's own pages have the origin that the request asks for by ``Host``; hosts.py has refused the names of others.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str], loopback: bool) -> None:
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self._app = app
         self._allowed = allowed
-        self._loopback = loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in _SAFE and not self._is_welcome(dict(scope["headers"])):
@@ -44,8 +42,6 @@ class Origins:
         if "*" in self._allowed or origin in self._allowed:
             return True
         try:
-            page = urlsplit(origin)
-            own = page.netloc.encode("latin-1") == headers.get(b"host")
-            return own and (not self._loopback or is_loopback(page.hostname or ""))
+            return urlsplit(origin).netloc.encode("latin-1") == headers.get(b"host")
         except ValueError:
             return False

@@ -17,7 +17,18 @@ from taskyard.errors import (
     UnknownTaskType,
     VersionConflict,
 )
-from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, PayloadTooLarge, RateLimited, TooLarge, Unauthorized, UnsupportedMedia
+from taskyard_api.errors import (
+    BodyTooSlow,
+    Forbidden,
+    ForeignPage,
+    MalformedBody,
+    PayloadTooLarge,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    UnknownHost,
+    UnsupportedMedia,
+)
 from taskyard_api.problems import INTERNAL, KINDS, TYPE_PREFIX, Kind, Problem, internal, told
 
 Schema = dict[str, Any]
@@ -49,6 +60,7 @@ SAMPLES: Mapping[type[TaskyardError], tuple[TaskyardError, str]] = {
     Unauthorized: (Unauthorized(), _SUBMIT),
     Forbidden: (Forbidden("reader", "tasks:write"), _SUBMIT),
     ForeignPage: (ForeignPage(), _SUBMIT),
+    UnknownHost: (UnknownHost(["evil.example"]), _SUBMIT),
     RateLimited: (RateLimited("Too many wrong access keys came from this address.", 2), _SUBMIT),
     Unavailable: (Unavailable(), _SUBMIT),
 }

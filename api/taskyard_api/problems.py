@@ -36,6 +36,7 @@ from taskyard_api.errors import (
     RateLimited,
     TooLarge,
     Unauthorized,
+    UnknownHost,
     UnsupportedMedia,
 )
 
@@ -73,6 +74,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     Unauthorized: Kind("unauthorized", 401, "An access key is needed"),
     Forbidden: Kind("forbidden", 403, "The access key may not do this"),
     ForeignPage: Kind("forbidden", 403, "The page may not do this"),
+    UnknownHost: Kind("forbidden", 421, "The service has another name"),
     RateLimited: Kind("rate-limited", 429, "Too many requests"),
     Unavailable: Kind("unavailable", 503, "The service can't use its database now"),
 }

@@ -23,6 +23,7 @@ from taskyard_api.database import Database
 from taskyard_api.errors import Forbidden
 from taskyard_api.glimpse import Glimpse
 from taskyard_api.group_commit import GroupCommit
+from taskyard_api.key_lookups import KeyLookups
 from taskyard_api.lists import Lists
 from taskyard_api.live import Feed
 from taskyard_api.measures import Measures
@@ -51,6 +52,7 @@ class Service:
         self.commits = GroupCommit(self.database)
         self.lists = Lists(settings)
         self.quotas = Quotas(settings.quotas, self.database) if settings.quotas.any else None
+        self.key_lookups = KeyLookups(self.database)
         self.announcer = Announcer(self.database)
         self.feed = Feed(self.database, settings.api.max_streams)
         self.waits = Waits(self.database)
@@ -63,6 +65,7 @@ class Service:
         await self.feed.close()
         await self.waits.close()
         await self.commits.close()
+        await self.key_lookups.close()
         await self.announcer.close()
         for glimpse in (self.scrape, self.readiness):
             await glimpse.close()

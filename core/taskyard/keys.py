@@ -159,21 +159,42 @@ def is_shaped(key: str) -> bool:
     return _KEY.fullmatch(key) is not None
 
 
-def look_up(connection: Connection, key: str) -> Caller | None:
-    """Whom a key speaks for; None if it is none of ours, has expired or was revoked.
+def look_up_all(connection: Connection, shown: Sequence[str]) -> dict[str, Caller]:
+    """Whom keys speak for. Left out are those that are none of ours, have expired or were revoked.
 
     Takes the same steps for an id that exists as for one that does not (compared by :func:`hmac.compare_digest`).
     """
-    matched = _KEY.fullmatch(key)
-    id_, secret = matched.groups() if matched else ("", "")
+    parts = {key: matched.groups() for key in shown if (matched := _KEY.fullmatch(key))}
+    ids = sorted({id_ for id_, _ in parts.values()})
     seconds = func.extract("epoch", keys.c.expires_at - func.now()).label("seconds")
     used = (func.coalesce(keys.c.last_used_at, keys.c.created_at - LAST_USED_WITHIN) <= func.now() - LAST_USED_WITHIN).label("note_use")
-    row = connection.execute(select(keys.c.name, keys.c.namespace, keys.c.scopes, keys.c.hash, seconds, used).where(keys.c.id == id_, _IS_LIVE)).first()
-    if not hmac.compare_digest(row.hash if row else _NOBODY, _hash(secret)) or row is None:
-        return None
-    if row.note_use:
-        connection.execute(update(keys).where(keys.c.id == id_).values(last_used_at=func.now()))
-    return Caller(id_, row.name, row.namespace, frozenset(row.scopes), None if row.seconds is None else float(row.seconds))
+    query = select(keys.c.id, keys.c.name, keys.c.namespace, keys.c.scopes, keys.c.hash, seconds, used).where(keys.c.id.in_(ids), _IS_LIVE)
+    rows = {row.id: row for row in connection.execute(query)}
+    found = {key: rows.get(id_) for key, (id_, secret) in parts.items() if _is_its(rows.get(id_), secret)}
+    _note_use(connection, sorted({row.id for row in found.values() if row is not None and row.note_use}))
+    return {key: _caller(row) for key, row in found.items() if row is not None}
+
+
+def _is_its(row: Row[Any] | None, secret: str) -> bool:
+    return hmac.compare_digest(row.hash if row else _NOBODY, _hash(secret)) and row is not None
+
+
+def _caller(row: Row[Any]) -> Caller:
+    return Caller(row.id, row.name, row.namespace, frozenset(row.scopes), None if row.seconds is None else float(row.seconds))
+
+
+def _note_use(connection: Connection, ids: Sequence[str]) -> None:
+    """Another process that holds a row notes the same: nobody waits for it."""
+    if ids:
+        free = (
+            select(keys.c.id)
+            .where(keys.c.id.in_(ids))
+            .order_by(keys.c.id)
+            .with_for_update(skip_locked=True)
+            .cte()
+            .prefix_with("MATERIALIZED", dialect="postgresql")
+        )
+        connection.execute(update(keys).where(keys.c.id.in_(select(free.c.id))).values(last_used_at=func.now()))
 
 
 def any_live(connection: Connection) -> bool:

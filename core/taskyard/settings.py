@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, StringConstraints
 
 from taskyard import durations
 from taskyard.errors import ConfigurationError
@@ -30,6 +30,24 @@ class Section(BaseModel):
     """Part of the settings: frozen, and it knows all its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _host_name(name: str) -> str:
+    if not _HOST_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no host name: expected one such as tasks.example.com, without scheme and port, or *")
+    return name.lower().rstrip(".")
+
+
+def _proxy_address(text: str) -> str:
+    try:
+        return text if text == "*" else str(ipaddress.ip_network(text, strict=False) if "/" in text else ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is no address: expected one such as 10.0.0.1, a network such as 10.0.0.0/8, or *") from None
+
+
+_HOST_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_][A-Za-z0-9._-]{0,252}")
+HostName = Annotated[str, AfterValidator(_host_name)]
+ProxyAddress = Annotated[str, AfterValidator(_proxy_address)]
 
 
 class DatabaseSettings(Section):
@@ -84,6 +102,14 @@ class ApiSettings(Section):
     )
     keep_alive: Seconds = Field(
         75.0, description="Seconds for which an idle connection is kept open: longer than a reverse proxy keeps it (nginx: 60), which would reuse a closed one."
+    )
+    hosts: tuple[HostName, ...] | None = Field(
+        None,
+        description="Names by which the service may be called, such as tasks.example.com or *.example.com, besides localhost, *.localhost, IP addresses "
+        "and `api.host`; `*` for any name. Unset: no others where no keys are asked for, else any.",
+    )
+    trusted_proxies: tuple[ProxyAddress, ...] = Field(
+        (), description="Addresses and networks of reverse proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` count, such as 10.0.0.0/8; `*` for all."
     )
     root_path: str = Field("", description="Path prefix that a reverse proxy strips.")
     idempotency_period: Seconds = Field(86400.0, description="Seconds for which an `Idempotency-Key` is remembered, at least.")
@@ -274,6 +300,17 @@ class Settings(Section):
         """Does the REST service ask every caller for an access key? Where nothing is set, it does on every address but loopback."""
         return self.auth.mode == "keys" or (self.auth.mode is None and not is_loopback(self.api.host))
 
+    @property
+    def host_names(self) -> tuple[str, ...] | None:
+        """The names by which the REST service may be called, besides those of the loopback and IP addresses; None for any.
+
+        Where no keys are asked for, a web page that points a name of its own at the service must not read what it answers (DNS rebinding).
+        """
+        chosen = self.api.hosts
+        if "*" in (chosen or ()) or (chosen is None and self.asks_for_keys):
+            return None
+        return (self.api.host, *(chosen or ()))
+
 
 def is_loopback(host: str) -> bool:
     """Does only this machine reach it? A name other than localhost counts as reachable."""
@@ -288,6 +325,7 @@ ALIASES: dict[str, Key] = {
     "DATABASE_URL": ("database", "url"),
     "CELERY_BROKER_URL": ("broker", "url"),
     "CELERY_RESULT_BACKEND": ("broker", "result_backend"),
+    "FORWARDED_ALLOW_IPS": ("api", "trusted_proxies"),
 }
 
 

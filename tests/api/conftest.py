@@ -139,7 +139,7 @@ async def app(api_settings: Settings, registry: Registry) -> AsyncIterator[FastA
 
 def client_of(app: FastAPI) -> AsyncClient:
     """A client without a network. An error that escapes from the service reaches the test: there must be none."""
-    return AsyncClient(transport=ASGITransport(app), base_url="http://test/api/v1", timeout=30)
+    return AsyncClient(transport=ASGITransport(app), base_url="http://test.localhost/api/v1", timeout=30)
 
 
 @pytest.fixture

@@ -278,7 +278,9 @@ async def test_a_wrong_change_is_a_422_and_changes_nothing(client: AsyncClient, 
     assert placeless((await client.get(f"/tasks/{before['id']}")).json()) == before
 
 
-@pytest.mark.parametrize("path", ["/tasks", "/task-types", "/queues", "http://test/health/live", "http://test/health/ready", "http://test/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/tasks", "/task-types", "/queues", "http://test.localhost/health/live", "http://test.localhost/health/ready", "http://test.localhost/metrics"]
+)
 async def test_head_answers_as_get_does_without_the_content(client: AsyncClient, path: str) -> None:
     got, head = await client.get(path), await client.head(path)
     assert (head.status_code, head.headers["content-type"], head.content) == (200, got.headers["content-type"], b"")

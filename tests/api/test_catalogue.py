@@ -74,7 +74,7 @@ async def test_a_route_that_was_switched_off_is_shown_with_the_reason(client: As
 
 
 async def test_openapi_shows_each_payload_in_a_union_by_type(client: AsyncClient) -> None:
-    document = (await client.get("http://test/openapi.json")).json()
+    document = (await client.get("http://test.localhost/openapi.json")).json()
     assert document["openapi"].startswith("3.1")
     schemas = document["components"]["schemas"]
     body = document["paths"]["/api/v1/tasks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -88,7 +88,7 @@ async def test_openapi_shows_each_payload_in_a_union_by_type(client: AsyncClient
 
 
 async def test_examples_in_openapi_are_true(client: AsyncClient, registry: Registry) -> None:
-    schemas = (await client.get("http://test/openapi.json")).json()["components"]["schemas"]
+    schemas = (await client.get("http://test.localhost/openapi.json")).json()["components"]["schemas"]
     assert "examples" not in schemas["Submit.breaks"], "nothing that its validator takes"
     for type_ in registry.handlers.keys() - {"breaks"}:
         [example] = schemas[f"Submit.{type_}"]["examples"]
@@ -96,7 +96,7 @@ async def test_examples_in_openapi_are_true(client: AsyncClient, registry: Regis
 
 
 async def test_openapi_documents_only_canonical_paths_and_every_problem(client: AsyncClient) -> None:
-    document = (await client.get("http://test/openapi.json")).json()
+    document = (await client.get("http://test.localhost/openapi.json")).json()
     paths = document["paths"]
     assert all(path.startswith(("/api/v1/", "/health/", "/metrics")) and not path.endswith("/") for path in paths)
     for path, calls in paths.items():
@@ -108,4 +108,4 @@ async def test_openapi_documents_only_canonical_paths_and_every_problem(client: 
 
 
 async def test_a_service_without_plugins_still_documents_itself(client: AsyncClient) -> None:
-    assert (await client.get("http://test/docs")).status_code == 200
+    assert (await client.get("http://test.localhost/docs")).status_code == 200

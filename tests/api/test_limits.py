@@ -140,7 +140,7 @@ def test_a_connection_that_is_kept_may_rest_longer_than_headers_may_take(connect
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["/tasks", "/nothing", "http://test/docs"])
+@pytest.mark.parametrize("path", ["/tasks", "/nothing", "http://test.localhost/docs"])
 async def test_every_answer_has_the_headers_that_keep_browsers_careful(client: AsyncClient, path: str) -> None:
     headers = (await client.get(path, headers={"Origin": "https://evil.example"})).headers
     assert headers["x-content-type-options"] == "nosniff"

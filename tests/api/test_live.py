@@ -7,7 +7,7 @@ import json
 import random
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID, uuid4
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[str]:
+async def served(app: FastAPI, trusted_proxies: Sequence[str] = ()) -> AsyncIterator[str]:
     """The address of a service on a port of its own. Its end waits for no stream."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = command.server_of(app)
+        server = command.server_of(app, trusted_proxies=trusted_proxies)
         serving = asyncio.create_task(server.serve([listening]))
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/api/v1"
         server.should_exit = True

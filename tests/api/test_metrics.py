@@ -52,7 +52,7 @@ def at(samples: Samples, name: str, **labels: str) -> float:
 
 
 async def scraped(client: AsyncClient) -> Samples:
-    answer = await client.get("http://test/metrics")
+    answer = await client.get("http://test.localhost/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     return parsed(answer.text)
@@ -164,7 +164,7 @@ async def test_parked_tasks_are_counted_and_are_the_oldest_that_wait(client: Asy
 
 
 async def test_every_metric_that_is_defined_is_exposed_and_no_other(client: AsyncClient) -> None:
-    exposed = (await client.get("http://test/metrics")).text
+    exposed = (await client.get("http://test.localhost/metrics")).text
     named = {line.split()[2] for line in exposed.splitlines() if line.startswith("# TYPE")}
     assert {name for name in named if not name.startswith("process_")} == {metric.name for metric in (*SHARED, *GAUGES, *OWN)}
 
@@ -211,17 +211,17 @@ async def test_ready_and_metrics_answer_in_two_seconds_when_no_connection_is_fre
     await service.read(lambda connection: None)
     async with service.engine.connect():
         async with asyncio.timeout(2 * PATIENCE):
-            ready, seen = await asyncio.gather(client.get("http://test/health/ready"), scraped(client))
+            ready, seen = await asyncio.gather(client.get("http://test.localhost/health/ready"), scraped(client))
         assert ready.status_code == 503
         assert "All connections of this process are in use" in ready.json()["parts"]["database"]
         assert at(seen, "taskyard_database_up") == 0
         assert at(seen, "taskyard_database_pool_connections", state="in_use") == 1
-    assert (await client.get("http://test/health/ready")).status_code == 200, "it recovers by itself"
+    assert (await client.get("http://test.localhost/health/ready")).status_code == 200, "it recovers by itself"
 
 
 async def test_ready_names_the_part_and_workers_and_dispatchers_are_shown_and_decide_nothing(client: AsyncClient, engine: Engine) -> None:
     async def parts() -> tuple[int, dict[str, str]]:
-        answer = await client.get("http://test/health/ready")
+        answer = await client.get("http://test.localhost/health/ready")
         return answer.status_code, answer.json()["parts"]
 
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as dispatcher:
@@ -297,6 +297,6 @@ async def test_the_lines_of_one_request_have_its_id_and_those_of_others_theirs(a
         await asyncio.sleep(0)
         seen.append((name, get_contextvars()["request_id"]))
 
-    await asyncio.gather(*(client.get(f"http://test/probe/{n}", headers={"X-Request-ID": f"id-{n}"}) for n in range(20)))
+    await asyncio.gather(*(client.get(f"http://test.localhost/probe/{n}", headers={"X-Request-ID": f"id-{n}"}) for n in range(20)))
     assert sorted(seen) == sorted((str(n), f"id-{n}") for n in range(20))
     assert "request_id" not in get_contextvars()

@@ -147,7 +147,7 @@ async def test_every_example_of_a_body_can_be_sent_and_is_answered_as_the_docume
             for example in examples:
                 judge.check(schema, example)
                 address = path.replace("{task_id}", (await submit(client))["id"])
-                answer = await client.request(method, f"http://test{address}", json=example)
+                answer = await client.request(method, f"http://test.localhost{address}", json=example)
                 assert answer.status_code < 300, (path, example, answer.text)
                 judge.answer(call, answer)
                 sent += 1
@@ -170,7 +170,7 @@ async def test_every_example_of_a_parameter_can_be_sent(client: AsyncClient, doc
             options: Json = {values[parameter["in"]]: {parameter["name"]: parameter["example"]}} | ({"json": body} if "requestBody" in call else {})
             with engine.begin() as connection:
                 connection.execute(text("DELETE FROM idempotency_keys"))
-            answer = await client.request(method, f"http://test{path.replace('{task_id}', task['id'])}", **options)
+            answer = await client.request(method, f"http://test.localhost{path.replace('{task_id}', task['id'])}", **options)
             assert answer.status_code < 300, (path, parameter["name"], answer.text)
             judge.answer(call, answer)
             sent += 1
@@ -250,6 +250,7 @@ async def test_the_examples_of_problems_are_what_the_service_says(
         "idempotency-mismatch": await client.post("/tasks", json=one | {"payload": 2}, headers=with_idempotency),
         "too-large": await client.post("/tasks", content=b" " * 2_000_000, headers=json_body),
         "body-too-slow": await client.post("/tasks", content=never(), headers=json_body),
+        "unknown-host": await client.post("/tasks", json=one, headers={"Host": "evil.example"}),
         "foreign-page": await client.post("/tasks", json=one, headers={"Origin": "https://evil.example"}),
     }
     async with client_of(keyed) as nobody:
@@ -288,7 +289,7 @@ async def test_the_answers_are_what_the_document_says(client: AsyncClient, docum
             continue
         for id_ in (task["id"], done["id"]):
             address = path.replace("{task_id}", id_).replace("{type}", "pages.fetch").replace("{delivery_id}", "1")
-            judge.answer(call, await client.get(f"http://test{address}"))
+            judge.answer(call, await client.get(f"http://test.localhost{address}"))
             asked += 1
     assert asked > 20
     typed = (await client.get(f"/tasks/{done['id']}")).json()

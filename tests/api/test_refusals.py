@@ -22,7 +22,7 @@ from tests.api.conftest import client_of
 from tests.databases import cloned
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_pair]
-READY = "http://test/health/ready"
+READY = "http://test.localhost/health/ready"
 
 
 @pytest.fixture

@@ -53,8 +53,8 @@ async def served(url: str, registry: Registry) -> AsyncIterator[AsyncClient]:
 
 
 async def test_a_healthy_service_is_alive_and_ready_with_its_parts_named(client: AsyncClient) -> None:
-    assert (await client.get("http://test/health/live")).json() == {"status": "alive"}
-    ready = await client.get("http://test/health/ready")
+    assert (await client.get("http://test.localhost/health/live")).json() == {"status": "alive"}
+    ready = await client.get("http://test.localhost/health/ready")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "parts": {"database": "ok", "schema": "ok", "writes": "ok", **NOBODY}})
 
 
@@ -62,7 +62,7 @@ async def test_an_older_schema_is_not_ready_and_a_newer_one_is(client: AsyncClie
     for version, status in (("0000", 503), ("9999", 200)):
         with engine.begin() as connection:
             connection.execute(text("UPDATE taskyard_alembic_version SET version_num = :version"), {"version": version})
-        ready = await client.get("http://test/health/ready")
+        ready = await client.get("http://test.localhost/health/ready")
         assert ready.status_code == status
         assert (ready.json()["parts"]["schema"] == "ok") is (status == 200)
 
@@ -79,7 +79,7 @@ def silent_port() -> Iterator[int]:
 async def test_without_a_database_the_service_comes_up_and_answers_503(registry: Registry, silent_port: int) -> None:
     for port in (1, silent_port):
         async with served(f"postgresql://postgres@127.0.0.1:{port}/none", registry) as client:
-            assert (await client.get("http://test/health/live")).status_code == 200
+            assert (await client.get("http://test.localhost/health/live")).status_code == 200
             assert (await client.get("/task-types")).status_code == 200
             answers = await asyncio.gather(
                 client.post("/tasks", json={"type": "anything", "payload": 1}), client.get("/tasks"), client.post("/queues/default/pause")
@@ -88,7 +88,7 @@ async def test_without_a_database_the_service_comes_up_and_answers_503(registry:
                 assert answer.status_code == 503, answer.text
                 assert answer.json()["type"].endswith("unavailable")
                 assert answer.headers["retry-after"]
-            ready = await client.get("http://test/health/ready")
+            ready = await client.get("http://test.localhost/health/ready")
             assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
 
 
@@ -101,7 +101,7 @@ async def test_the_service_recovers_when_its_database_appears(registry: Registry
         with admin.connect() as connection:
             connection.execute(text(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
         assert (await client.post("/tasks", json={"type": "anything", "payload": 1})).status_code == 201
-        assert (await client.get("http://test/health/ready")).status_code == 200
+        assert (await client.get("http://test.localhost/health/ready")).status_code == 200
     with admin.connect() as connection:
         connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
     admin.dispose()

@@ -81,7 +81,7 @@ async def test_a_mistake_is_named_and_no_secret_is_told(client: AsyncClient, eng
 
 
 async def test_the_document_names_the_notifiers_that_may_be_asked_for(client: AsyncClient) -> None:
-    document = (await client.get("http://test/openapi.json")).json()
+    document = (await client.get("http://test.localhost/openapi.json")).json()
     notify = document["components"]["schemas"]["Submit.anything"]["properties"]["notify"]
     assert [option["items"]["properties"]["notifier"] for option in notify["anyOf"] if "items" in option] == [{"enum": ["pigeon"]}]
 
@@ -102,5 +102,5 @@ class TestWhereTheOperatorAllowsNone:
         assert (await client.post("/tasks", json={"type": "anything", "payload": 1, "notify": []})).status_code == 201
 
     async def test_the_document_has_no_word_of_it(self, client: AsyncClient) -> None:
-        document = (await client.get("http://test/openapi.json")).json()
+        document = (await client.get("http://test.localhost/openapi.json")).json()
         assert "notify" not in document["components"]["schemas"]["Submit.anything"]["properties"]

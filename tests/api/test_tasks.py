@@ -75,10 +75,10 @@ async def test_a_delay_is_a_start_ahead(client: AsyncClient) -> None:
 @pytest.mark.parametrize("base", ["/api", "/api/v1"])
 @pytest.mark.parametrize("slash", ["", "/"])
 async def test_the_same_call_answers_under_both_bases_with_and_without_a_slash(client: AsyncClient, base: str, slash: str) -> None:
-    answer = await client.post(f"http://test{base}/tasks{slash}", json={"type": "anything", "payload": 1})
+    answer = await client.post(f"http://test.localhost{base}/tasks{slash}", json={"type": "anything", "payload": 1})
     assert answer.status_code == 201
-    assert (await client.get(f"http://test{base}/tasks/{answer.json()['id']}{slash}")).status_code == 200
-    missing = await client.get(f"http://test{base}/tasks/0{slash}")
+    assert (await client.get(f"http://test.localhost{base}/tasks/{answer.json()['id']}{slash}")).status_code == 200
+    missing = await client.get(f"http://test.localhost{base}/tasks/0{slash}")
     assert missing.json()["instance"] == f"{base}/tasks/0{slash}"
 
 

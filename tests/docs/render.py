@@ -53,6 +53,7 @@ These names are accepted too, in the environment and in `.env`; a `TASKYARD_` na
 | `DATABASE_URL` | `database.url` |
 | `CELERY_BROKER_URL` | `broker.url` |
 | `CELERY_RESULT_BACKEND` | `broker.result_backend` |
+| `FORWARDED_ALLOW_IPS` | `api.trusted_proxies` |
 | `POSTGRES_HOST`, `_PORT`, `_DB`, `_USER`, `_PASSWORD` | `database.url`, where nothing else sets it and the host or the database is given |
 
 ## Secrets in the file

@@ -48,7 +48,7 @@ async def _service(proxy: Proxy, url: str, **settings: Any) -> AsyncIterator[Asy
     if str(TESTBED) not in sys.path:
         sys.path.append(str(TESTBED))
     app = create_app(Settings(database=DatabaseSettings(url=SecretStr(proxy.url_of(url)), **settings)), load_plugins(only=["testbed"]))
-    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://test", timeout=60) as client:
+    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://test.localhost", timeout=60) as client:
         yield client
 
 

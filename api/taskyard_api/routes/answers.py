@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from pydantic import TypeAdapter
 
 from taskyard.errors import IllegalTransition, InvalidInput, NotFound, TaskyardError, Unavailable, VersionConflict
-from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, RateLimited, TooLarge, Unauthorized, UnsupportedMedia
+from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, RateLimited, TooLarge, Unauthorized, UnknownHost, UnsupportedMedia
 from taskyard_api.models import RECEIPT, RECEIPT_BATCH, TASK, TASK_BATCH
 from taskyard_api.problem_examples import INTERNAL_ERROR, Asked, name_of, reference, status_of
 from taskyard_api.problems import MEDIA_TYPE
@@ -25,6 +25,7 @@ _MEANINGS = {
     412: "If-Match was given, and the task has another version.",
     413: "The body is too large.",
     415: "The body is of another kind than JSON.",
+    421: "The service does not answer to the name in `Host`.",
     422: "The input breaks a rule; `errors` says where.",
     429: "Too many requests; `Retry-After` says when to come back.",
     500: "A fault of the service; `id` is in its log too.",
@@ -41,6 +42,7 @@ _COMMON: Mapping[int, tuple[Asked, ...]] = {
     412: (VersionConflict,),
     413: (TooLarge,),
     415: (UnsupportedMedia,),
+    421: (UnknownHost,),
     422: (InvalidInput,),
     429: (RateLimited,),
     500: (INTERNAL_ERROR,),
