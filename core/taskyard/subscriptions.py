@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema
 
+from taskyard import storable
 from taskyard.events import EVENT_TYPES
 from taskyard.notifiers import is_for_operators_only
 from taskyard.plugins import Registry
@@ -15,6 +16,8 @@ from taskyard.validation import problems_of
 
 ENDS = ("task.succeeded", "task.failed", "task.cancelled", "task.expired")
 MOST = 5
+#: Characters of JSON of the options of all subscriptions of a task. A notifier's model reads them in the web process: a template takes its time.
+MAX_OPTIONS = 16 * 1024
 
 
 class Wish(BaseModel):
@@ -51,6 +54,8 @@ def open_to_clients(registry: Registry, allowed: Collection[str]) -> list[str]:
 
 def problems(registry: Registry, allowed: Collection[str], wishes: Sequence[Wish]) -> list[tuple[str, str]]:
     """What is wrong with them, as (JSON pointer, sentence) pairs; the options are checked by their notifier's model."""
+    if sum(len(storable.to_json(wish.options)) for wish in wishes) > MAX_OPTIONS:
+        return [("/notify", f"expected options of at most {MAX_OPTIONS // 1024} KiB of JSON in all")]
     found: list[tuple[str, str]] = []
     possible = open_to_clients(registry, allowed)
     for index, wish in enumerate(wishes):

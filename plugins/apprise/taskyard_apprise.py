@@ -21,6 +21,8 @@ KINDS = {
     **dict.fromkeys(("task.lost", "task.retrying", "worker.lost", "queue.stalled", "digest"), "warning"),
     "task.succeeded": "success",
 }
+#: Characters of a URL. Apprise reads it by patterns of its own.
+MAX_URL = 4_096
 #: A part of a URL that is shorter may be any word of a cause.
 SHORTEST_SECRET = 6
 
@@ -46,7 +48,9 @@ class AppriseOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: Annotated[SecretStr, AfterValidator(_check_url)] = Field(description="Apprise URL of the service, such as slack://... It has the secrets in it.")
+    url: Annotated[SecretStr, Field(max_length=MAX_URL), AfterValidator(_check_url)] = Field(
+        description="Apprise URL of the service, such as slack://... It has the secrets in it."
+    )
     title: LineTemplate = Field(TITLE, description="Template of the title.")
     text: TextTemplate | None = Field(None, description="Template of the message, as plain text. Unset: one that suits every event.")
     markdown: MarkdownTemplate | None = Field(None, description="Template of the message, as Markdown, instead of `text`.")

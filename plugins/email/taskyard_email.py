@@ -58,10 +58,20 @@ namespace {{{{ task.namespace }}}}, {{{{ event.time }}}}, route {{{{ route }}}}<
 """)
 
 
+#: Characters of an address with a name before it. An address alone has 254 at most (RFC 5321, 4.5.3.1.3).
+MAX_ADDRESS = 320
+#: What an address may have several of, and how many: the parser reads the rest again behind each.
+_MOST = {**dict.fromkeys('"<([,:;@', 4), "=?": 8, " ": 20, ".": 40}
+MAX_ADDRESSES = 50
+
+
 def _check_address(text: str) -> str:
     """One address, perhaps with a name before it (RFC 5322, 3.4)."""
+    # Before it is parsed: the parser's time grows with the square of what it reads.
+    if len(text) > MAX_ADDRESS:
+        raise ValueError(f"expected an address of at most {MAX_ADDRESS} characters")
     try:
-        header = MAIL.header_factory("To", text) if text.isprintable() else None
+        header = MAIL.header_factory("To", text) if text.isprintable() and _is_plain(text) else None
     except Exception:  # the parser raises IndexError, among others, at "a@"
         header = None
     if header is None or header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
@@ -69,17 +79,23 @@ def _check_address(text: str) -> str:
     return text
 
 
+def _is_plain(text: str) -> bool:
+    """Has it no more brackets, quotes, words and dots than an address has?"""
+    return all(text.count(sign) <= most for sign, most in _MOST.items())
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
 
 
-def _check_number(addresses: tuple[str, ...]) -> tuple[str, ...]:
-    """Not by ``min_length``: that would tell of each wrong address that it is missing, too."""
-    if not 1 <= len(addresses) <= 50:
-        raise ValueError("expected 1 to 50 addresses")
+def _one_or_many(value: Any) -> Any:
+    """Counted before they are parsed. Not by ``min_length``: that would tell of each wrong address that it is missing, too."""
+    addresses = (value,) if isinstance(value, str) else value
+    if isinstance(addresses, list | tuple) and not 1 <= len(addresses) <= MAX_ADDRESSES:
+        raise ValueError(f"expected 1 to {MAX_ADDRESSES} addresses")
     return addresses
 
 
-Addresses = Annotated[tuple[Address, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), AfterValidator(_check_number)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(_one_or_many)]
 
 
 class Config(BaseModel):

@@ -104,3 +104,11 @@ class TestWhereTheOperatorAllowsNone:
     async def test_the_document_has_no_word_of_it(self, client: AsyncClient) -> None:
         document = (await client.get("http://test.localhost/openapi.json")).json()
         assert "notify" not in document["components"]["schemas"]["Submit.anything"]["properties"]
+
+
+async def test_the_options_of_all_subscriptions_of_a_task_are_bounded(client: AsyncClient) -> None:
+    wishes = [{"notifier": "pigeon", "options": {"loft": "x" * 8_000}}] * 2
+    assert (await client.post("/tasks?validate_only=true", json={"type": "anything", "payload": 1, "notify": wishes})).status_code == 200
+    refused = await client.post("/tasks", json={"type": "anything", "payload": 1, "notify": [*wishes, {"notifier": "pigeon", "options": {"loft": "x" * 500}}]})
+    assert refused.status_code == 422
+    assert refused.json()["errors"] == [{"pointer": "/notify", "detail": "expected options of at most 16 KiB of JSON in all"}]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from email.policy import SMTP as MAIL
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,6 +12,7 @@ from uuid import UUID
 import pytest
 from pydantic import ValidationError
 
+import taskyard_email
 from taskyard import TaskInfo
 from taskyard.testing import NotifierRun, assert_plugin_conforms, make_event, run_notifier
 from taskyard_email import Config, Email, EmailOptions
@@ -212,3 +215,42 @@ def test_a_broken_template_is_refused_with_its_line() -> None:
 
 def test_the_plugin_conforms() -> None:
     assert_plugin_conforms("email")
+
+
+class CountingParser:
+    """The parser of headers; notes how long each text is that it is given."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def header_factory(self, name: str, value: str) -> Any:
+        self.lengths.append(len(value))
+        return MAIL.header_factory(name, value)
+
+
+@pytest.mark.parametrize("unit", ["a", "a ", "(", '"', "a@b.c,", "a.", "@", "=?utf-8?q?a?= ", "<", "a:", "[", "()", "@a,", "\\", "=", "é"])
+def test_long_addresses_are_refused_before_they_are_parsed(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = CountingParser()
+    monkeypatch.setattr(taskyard_email, "MAIL", parser)
+    for length in (300, 1_000, 100_000):
+        for text in (unit * (length // len(unit)) + "<a@b.c>", unit * (length // len(unit)) + "@b.c"):
+            with suppress(ValidationError):
+                EmailOptions.model_validate({"to": text})
+    assert max(parser.lengths, default=0) <= taskyard_email.MAX_ADDRESS
+
+
+def test_addresses_are_counted_before_they_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = CountingParser()
+    monkeypatch.setattr(taskyard_email, "MAIL", parser)
+    with pytest.raises(ValidationError, match="expected 1 to 50 addresses") as caught:
+        EmailOptions.model_validate({"to": ["a@b.c"] * 100_000, "cc": []})
+    assert parser.lengths == []
+    assert caught.value.error_count() == 2
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["a@b.c", "Team <team@example.com>", '"Team, A" <t@e.com>', "Ünï Çödé <a@b.de>", '"a b"@c.de', "a@[127.0.0.1]", "a" * 60 + "@" + "b." * 30 + "com"],
+)
+def test_usual_addresses_are_taken(address: str) -> None:
+    assert EmailOptions.model_validate({"to": address}).to == (address,)

@@ -33,7 +33,7 @@ def test_a_key_is_shown_once_and_listed_rotated_and_revoked_by_its_name(tmp_path
     secret = line.split()[1]
     assert secret.startswith("ty_")
     with engine.connect() as connection:
-        caller = keys.look_up(connection, secret)
+        caller = keys.look_up_all(connection, [secret]).get(secret)
     assert caller is not None
     assert (caller.name, caller.namespace, caller.scopes) == ("ci", "builds", frozenset({"tasks:read", "admin"}))
     again = run(tmp_path, "create", "ci", "--namespace", "builds", DATABASE_URL=database_url)
