@@ -62,7 +62,7 @@ def read(connection: socket.socket) -> bytes:
 
 
 def request(body: bytes, headers: bytes = JSON) -> bytes:
-    head = b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + headers
+    head = b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + headers
     return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
@@ -144,23 +144,25 @@ def test_a_malicious_body_is_refused_and_nothing_is_kept_of_it(service: Service,
 
 
 HEADERS: dict[str, bytes] = {
-    "CRLF in a header's value": b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nX-Request-ID: a\r\n b\r\nConnection: close\r\n\r\n",
-    "a bare CR in a header": b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nX-Request-ID: a\rSet-Cookie: b\r\nConnection: close\r\n\r\n",
-    "a bare LF in a header": b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nX-Request-ID: a\nSet-Cookie: b\r\nConnection: close\r\n\r\n",
-    "encoded CRLF in the address": b"GET /api/v1/tasks/%0d%0aSet-Cookie:%20b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "encoded CRLF in the query": b"GET /api/v1/tasks?cursor=%0d%0aSet-Cookie:%20b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "NUL in the address": b"GET /api/v1/tasks/%00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "a raw NUL in the address": b"GET /api/v1/tasks/\x00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "invalid UTF-8 in the address": b"GET /api/v1/tasks/%ff%fe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "invalid UTF-8 in the query": b"GET /api/v1/tasks?tag=%ff%fe&limit=%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "a huge header": b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nX-Huge: " + b"x" * (20 * MIB) + b"\r\n\r\n",
-    "a huge address": b"GET /api/v1/tasks?q=" + b"x" * (20 * MIB) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-    "a million headers": b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\n" + b"X-A: b\r\n" * 1_000_000 + b"\r\n",
+    "CRLF in a header's value": b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: a\r\n b\r\nConnection: close\r\n\r\n",
+    "a bare CR in a header": b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: a\rSet-Cookie: b\r\nConnection: close\r\n\r\n",
+    "a bare LF in a header": b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: a\nSet-Cookie: b\r\nConnection: close\r\n\r\n",
+    "encoded CRLF in the address": b"GET /api/v1/tasks/%0d%0aSet-Cookie:%20b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "encoded CRLF in the query": b"GET /api/v1/tasks?cursor=%0d%0aSet-Cookie:%20b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "NUL in the address": b"GET /api/v1/tasks/%00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "a raw NUL in the address": b"GET /api/v1/tasks/\x00 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "invalid UTF-8 in the address": b"GET /api/v1/tasks/%ff%fe HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "invalid UTF-8 in the query": b"GET /api/v1/tasks?tag=%ff%fe&limit=%ff HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "a huge header": b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Huge: " + b"x" * (20 * MIB) + b"\r\n\r\n",
+    "a huge address": b"GET /api/v1/tasks?q=" + b"x" * (20 * MIB) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a million headers": b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: b\r\n" * 1_000_000 + b"\r\n",
     "a length that no number can be": request(b"").replace(b"Content-Length: 0", b"Content-Length: 99999999999999999999"),
     "a length that is a lie": request(b"").replace(b"Content-Length: 0", b"Content-Length: 999999999999"),
-    "smuggling by two lengths": b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 30\r\n\r\n{}",
-    "smuggling by length and chunks": b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a chunk that is too large to be": b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+    "smuggling by two lengths": b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nContent-Length: 30\r\n\r\n{}",
+    "smuggling by length and chunks": b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a chunk that is too large to be": b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n"
+    + JSON
+    + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
 }
 
 
@@ -176,19 +178,19 @@ def test_a_malicious_head_is_refused_and_breaks_no_answer(service: Service, name
 
 
 def endless_chunks() -> Iterator[bytes]:
-    yield b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+    yield b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
     for _ in range(2000):
         yield b"10000\r\n" + b" " * 65536 + b"\r\n"
 
 
 def endless_tiny_chunks() -> Iterator[bytes]:
-    yield b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+    yield b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n"
     for _ in range(2000):
         yield b"1\r\n \r\n" * 10_000
 
 
 def endless_trailers() -> Iterator[bytes]:
-    yield b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    yield b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + JSON + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
     for _ in range(2000):
         yield b"X-Trailer: a\r\n" * 5000
 
@@ -219,9 +221,9 @@ def test_three_hundred_slow_clients_hold_up_nobody(service: Service) -> None:
             connection = service.connect()
             slow.append(connection)
             if number % 2:
-                connection.sendall(b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\n" + JSON + b"Content-Length: 1000\r\n\r\n{")
+                connection.sendall(b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n" + JSON + b"Content-Length: 1000\r\n\r\n{")
             else:
-                connection.sendall(b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+                connection.sendall(b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
         for _ in range(10):
             assert service.goes_on()
         for connection in slow:

@@ -25,8 +25,8 @@ from tests.databases import cloned
 from .conftest import client_of
 
 Connect = Callable[[], socket.socket]
-POST = b"POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-GET = b"GET /api/v1/tasks HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+GET = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")

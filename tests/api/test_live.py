@@ -248,7 +248,7 @@ async def test_a_client_that_takes_nothing_for_too_long_is_let_go(
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect(("127.0.0.1", port))
-            deaf.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+            deaf.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
             listeners = app.state.service.feed._listeners
             while not any(listener.last is not None for listener in listeners):  # noqa: ASYNC110  # the service sets no event of ours
                 await asyncio.sleep(0.01)

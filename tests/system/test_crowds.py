@@ -65,7 +65,7 @@ async def call(url: str, path: str, headers: str = "") -> Caller:
     """Ask, and don't wait for the answer."""
     place = urlsplit(url)
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
-    writer.write(f"GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n".encode())
+    writer.write(f"GET /api/v1{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode())
     return Caller(reader, writer)
 
 
