@@ -311,7 +311,7 @@ async def test_a_key_for_all_namespaces_lists_and_gets_what_every_namespace_has(
         assert (await operator.get("/queues")).status_code == 200
         waited = await operator.get(f"/tasks/{two.task['id']}", headers={"Prefer": "wait=0"})
         assert (waited.status_code, waited.json()["id"]) == (200, two.task["id"])
-        assert (await operator.get("http://test/metrics")).status_code == 403
+        assert (await operator.get("http://test.localhost/metrics")).status_code == 403
         assert (await operator.get(f"/tasks/{NOBODYS}")).status_code == 404
 
 

@@ -165,7 +165,14 @@ async def test_web_pages_of_configured_origins_may_call_and_no_others(api_settin
 
 @pytest.mark.anyio
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault(app: FastAPI) -> None:
-    scope = {"type": "http", "method": "POST", "path": "/api/v1/tasks", "query_string": b"", "headers": [(b"content-length", b"100")], "app": app}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/v1/tasks",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-length", b"100")],
+        "app": app,
+    }
     coming: list[dict[str, Any]] = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
     sent: list[Any] = []
 
