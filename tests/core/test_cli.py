@@ -116,7 +116,7 @@ def stranger() -> Iterator[str]:
 def test_a_database_that_can_not_be_reached_is_told_with_host_and_port_and_without_the_password(cli: Cli) -> None:
     run = cli("db", "current", DATABASE_URL="postgresql://me:hunter2@127.0.0.1:1/x")
     assert run.returncode == 1
-    assert "host 127.0.0.1, port 1: " in run.stderr
+    assert "Host 127.0.0.1, port 1: " in run.stderr
     assert "refused" in run.stderr
     assert "hunter2" not in run.stderr
 

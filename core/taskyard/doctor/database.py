@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from taskyard import dispatchers, queries, readiness
 from taskyard.database import database_url, sync_engine
+from taskyard.database_check import encoding_problem, server_encoding
 from taskyard.database_errors import driver_words, is_outage
 from taskyard.doctor import Finding, fail, ok, warn
 from taskyard.doctor.waiting import check_waiting
@@ -32,7 +33,7 @@ _ADVICE = {
     'database "': "Correct the database's name in database.url (DATABASE_URL), or create it: createdb NAME.",
     "too many clients": "Lower database.pool_size, or raise the server's max_connections.",
     "pooling mode": _SESSION_MODE,
-    "startup parameter": "A pooler refuses our session's settings: set ignore_startup_parameters as docs/operators.md says, or connect directly.",
+    "startup parameter": "A pooler refuses a parameter of database.url: leave it out, or name it in PgBouncer's ignore_startup_parameters.",
 }
 _NOT_THERE = "Start PostgreSQL, or correct database.url (DATABASE_URL)."
 
@@ -92,10 +93,9 @@ def _server(connection: Connection, place: str) -> Finding:
 
 
 def _encoding(connection: Connection) -> Finding:
-    encoding = str(connection.execute(text("SHOW server_encoding")).scalar())
-    if encoding == "UTF8":
-        return ok("encoding", encoding)
-    return fail("encoding", encoding, "Create the database anew: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0.")
+    encoding = server_encoding(connection)
+    problem = encoding_problem(encoding)
+    return fail("encoding", encoding, problem) if problem else ok("encoding", encoding)
 
 
 def _pooler(engine: Engine, connection: Connection) -> Finding:
