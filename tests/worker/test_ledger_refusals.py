@@ -11,7 +11,9 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
+from structlog.testing import capture_logs
 
+from taskyard.database import sync_engine
 from taskyard.metrics import Tally
 from taskyard.records import Finished
 from taskyard.settings import DatabaseSettings, DispatchSettings, Settings
@@ -109,6 +111,27 @@ def test_a_claim_that_alone_is_refused_gives_its_slot_back_after_a_sweep(engine:
             connection.execute(text("ALTER TABLE tasks RENAME COLUMN gone TO lost"))
 
     _with_ledger(engine, database_url, worker, work, sweep_after=0.5)
+
+
+def test_a_success_is_recorded_as_one_although_the_session_has_lost_its_prepared_statements(database_url: str, life: Life) -> None:
+    """As behind a pooler that gives the worker another session."""
+    worker = life.worker()
+    roles = sync_engine(DatabaseSettings(url=SecretStr(database_url)), role="worker", pool_size=1)
+
+    async def work(ledger: Ledger) -> None:
+        for number in range(12):
+            task = life.queued()
+            [row] = await ledger.claim("default", "sync", [task])
+            if number > 8:
+                # In a DO block, so that the driver does not see it.
+                await ledger.call(lambda connection: connection.execute(text("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$")))
+            ended = await ledger.finish([Finished(task, row["fence"], "succeeded", result="1")], {})
+            assert ended[task, row["fence"]]["status"] == "succeeded"
+
+    with capture_logs() as logs:
+        _with_ledger(roles, database_url, worker, work)
+    roles.dispose()
+    assert any("prepared statement" in str(line.get("error")) for line in logs), "no statement was prepared: this proves nothing"
 
 
 # --- when what is tried again ---
