@@ -18,9 +18,10 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection, RowMapping
 
-from taskyard import feed
+from taskyard import feed, ids
 from taskyard.database_errors import driver_words
 from taskyard.errors import TaskyardError, Unavailable
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.tables import TERMINAL
 from taskyard_api import sse
 from taskyard_api.database import Database
@@ -52,17 +53,18 @@ class TooSlow(TaskyardError):
 class Told:
     """An event on its way to listeners: written out once for all of them."""
 
-    __slots__ = ("_message", "row")
+    __slots__ = ("_ids", "_message", "row")
 
-    def __init__(self, row: RowMapping) -> None:
+    def __init__(self, row: RowMapping, ids: PublicIds = PLAIN) -> None:
         self.row = row
+        self._ids = ids
         self._message: bytes | None = None
 
     @property
     def message(self) -> bytes:
         """It, as it is sent."""
         if self._message is None:
-            self._message = sse.message(self.row["id"], feed.event_of(self.row))
+            self._message = sse.message(self._ids.hide(self.row["id"]), feed.event_of(self.row, self._ids))
         return self._message
 
 
@@ -139,6 +141,7 @@ class Feed:
         self._closed = False
         self._catching_up = asyncio.Semaphore(CATCHING_UP)
         self._waited_since: float | None = None
+        self._ids = PLAIN
 
     async def close(self) -> None:
         """End all streams, for good: their clients come back elsewhere, and miss nothing."""
@@ -166,6 +169,7 @@ class Feed:
             self._read()
             while not await self._begun():
                 yield sse.HEARTBEAT
+            await self._learn_ids()
             last = self._position if asked.after is None else asked.after
             # Who has read this misses nothing that is done from now on.
             yield sse.OPENING
@@ -193,13 +197,18 @@ class Feed:
             async with self._catching_up:
                 rows = await self._events(last, upto, asked.task_id, asked.namespace)
             last = rows[-1]["id"] if len(rows) == PAGE else upto
-            told = [Told(row) for row in rows if listener.wanted(row)]
+            told = [Told(row, self._ids) for row in rows if listener.wanted(row)]
             if told or time.monotonic() - silent_since >= HEARTBEAT:
                 yield told
                 silent_since = time.monotonic()
         listener.last = last
         while not listener.ended:
             yield await listener.heard(HEARTBEAT)
+
+    async def _learn_ids(self) -> None:
+        """Once numbers are hidden they stay so; before, each stream that begins asks."""
+        if self._ids.secret is None:
+            self._ids = await self._database.read(ids.of)
 
     async def _begun(self) -> bool:
         """Does the reader know where it stands? It may wait for its database."""
@@ -251,7 +260,7 @@ class Feed:
         quiet = self._position == upto
         while self._position < upto:
             rows = await self._events_and_lines(self._position, upto)
-            told = [Told(row) for row in rows]
+            told = [Told(row, self._ids) for row in rows]
             # Together, without a wait: who reads by itself goes on from here.
             self._position = rows[-1]["id"] if len(rows) == PAGE else upto
             for listener in self._listeners:

@@ -6,14 +6,23 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationInfo
 
 from taskyard.events import NO_TASK
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.lifecycle import Status
 from taskyard.logline import Level
 from taskyard.place import COUNT_LIMIT
 
-Text = Annotated[str, BeforeValidator(str)]
+
+def _shown(number: Any, info: ValidationInfo) -> str:
+    ids: PublicIds = (info.context or {}).get(PUBLIC_IDS, PLAIN)
+    return str(ids.hide(number))
+
+
+#: Where an answer's context has the installation's way to show numbers.
+PUBLIC_IDS = "ids"
+PublicId = Annotated[str, BeforeValidator(_shown)]
 
 
 def _as_object(value: Any) -> Any:
@@ -135,7 +144,7 @@ class PlaceOut(Out):
 class EventOut(Out):
     """One step of a task's history."""
 
-    id: Text
+    id: PublicId
     namespace: str
     type: str
     time: datetime
@@ -147,7 +156,7 @@ class EventOut(Out):
 class LogOut(Out):
     """A line that a task's handler has logged."""
 
-    id: Text
+    id: PublicId
     time: datetime
     level: Level
     message: str
@@ -169,9 +178,9 @@ class Try(Out):
 class DeliveryOut(Out):
     """One event on its way to one route's receiver."""
 
-    id: Text
+    id: PublicId
     namespace: str
-    event_id: Text
+    event_id: PublicId
     event: str = Field(description="The event's type.")
     task_id: Annotated[UUID | None, BeforeValidator(_of_task)] = Field(description="Null for system events and digests.")
     route: str

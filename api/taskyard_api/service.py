@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Concatenate, ParamSpec, TypeVar
@@ -9,9 +10,10 @@ from typing import Annotated, Concatenate, ParamSpec, TypeVar
 from fastapi import Depends, Request
 from sqlalchemy import Connection, RowMapping
 
-from taskyard import audit, failpoints, gauges, metrics, readiness
+from taskyard import audit, failpoints, gauges, ids, metrics, readiness
 from taskyard.audit import Actor
 from taskyard.errors import InvalidInput
+from taskyard.ids import PublicIds
 from taskyard.keys import Caller
 from taskyard.metrics import Tally
 from taskyard.plugins import Registry
@@ -35,6 +37,8 @@ from taskyard_api.watch import address_of
 NAMESPACE = "default"
 #: Where the gate leaves whose key was shown, in the request's scope.
 CALLER = "taskyard.caller"
+#: Seconds that numbers are shown plainly without asking whether they are to be hidden.
+IDS_FRESH = 5.0
 P = ParamSpec("P")
 R = TypeVar("R")
 Id = TypeVar("Id")
@@ -55,6 +59,7 @@ class Service:
         self.key_lookups = KeyLookups(self.database)
         self.announcer = Announcer(self.database)
         self.feed = Feed(self.database, settings.api.max_streams)
+        self._ids, self._ids_until = PublicIds(), 0.0
         self.waits = Waits(self.database)
         self.measures = Measures(self.database, Tally.of(registry), own, self.feed, self.waits)
         self.scrape = Glimpse(lambda: self.read(gauges.scrape, settings, self.measures.shared))
@@ -117,6 +122,12 @@ class Service:
     def queues_of(self, namespace: str) -> AllowedQueues | None:
         """The queues that submissions of a namespace may name; None: any."""
         return AllowedQueues.of(self.settings.quotas.of(namespace).queues, self.declared_queues)
+
+    async def public_ids(self) -> PublicIds:
+        """How numbers are shown. Once they are hidden they stay so; until then a key may be made at any time."""
+        if self._ids.secret is None and (now := time.monotonic()) >= self._ids_until:
+            self._ids, self._ids_until = await self.read(ids.of), now + IDS_FRESH
+        return self._ids
 
     def widened(self, filters: TaskFilters) -> TaskFilters:
         """The same filters; a type finds what was stored under its older names too."""

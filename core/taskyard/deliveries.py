@@ -19,6 +19,7 @@ from sqlalchemy import Connection, RowMapping, text
 from taskyard import routes, system
 from taskyard.errors import IllegalTransition, NotFound
 from taskyard.events import NO_TASK
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.settings import SUBSCRIBED
 from taskyard.storable import to_json
 
@@ -235,7 +236,7 @@ SELECT moved.*, e.type AS told FROM moved JOIN events e ON e.id = moved.event_id
 )
 
 
-def redeliver(connection: Connection, namespace: str, delivery_id: int) -> Mapping[str, Any]:
+def redeliver(connection: Connection, namespace: str, delivery_id: int, ids: PublicIds = PLAIN) -> Mapping[str, Any]:
     """Send a delivery again that is dead or was delivered: the same event by the same ids, with fresh attempts. Its tries are kept.
 
     Raises:
@@ -247,6 +248,6 @@ def redeliver(connection: Connection, namespace: str, delivery_id: int) -> Mappi
         return {**row, "event": row["told"]}
     status = connection.execute(text("SELECT status FROM deliveries WHERE id = :id AND namespace = :namespace"), values).scalar()
     if status is None:
-        raise NotFound(f"There is no delivery {delivery_id} here.")
+        raise NotFound(f"There is no delivery {ids.hide(delivery_id)} here.")
     # It ended between the two statements: refused once, free the next time.
     raise IllegalTransition("redeliver", status, ("redeliver",) if status in ("delivered", "dead") else (), subject="delivery")

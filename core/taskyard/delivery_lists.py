@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 from taskyard import cursors
 from taskyard.deliveries import ENDED
 from taskyard.errors import NotFound
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.queries import Page, merged, number_of, page_of, within
 from taskyard.tables import DELIVERY_STATUSES, deliveries, events
 
@@ -38,20 +39,22 @@ class DeliveryFilters:
     created_before: datetime | None = None
 
 
-def list_deliveries(connection: Connection, namespace: str | None, filters: DeliveryFilters, limit: int, cursor: str | None = None) -> Page:
+def list_deliveries(
+    connection: Connection, namespace: str | None, filters: DeliveryFilters, limit: int, cursor: str | None = None, ids: PublicIds = PLAIN
+) -> Page:
     """One page of deliveries of a namespace, or (None) of all, newest first, each with its event's type. Raises InvalidInput for a wrong cursor."""
     bound_to = ["deliveries", namespace, asdict(filters)]
-    before = None if cursor is None else number_of(cursors.decode(cursor, bound_to))
-    ids = _newest(connection, namespace, filters, limit + 1, before).subquery()
-    rows = connection.execute(_with_events().where(deliveries.c.id.in_(select(ids.c.id))).order_by(deliveries.c.id.desc())).all()
-    return page_of(rows, limit, lambda row: row.id.to_bytes(8), bound_to)
+    before = None if cursor is None else ids.reveal(number_of(cursors.decode(cursor, bound_to)))
+    newest = _newest(connection, namespace, filters, limit + 1, before).subquery()
+    rows = connection.execute(_with_events().where(deliveries.c.id.in_(select(newest.c.id))).order_by(deliveries.c.id.desc())).all()
+    return page_of(rows, limit, lambda row: ids.hide(row.id).to_bytes(8), bound_to)
 
 
-def delivery(connection: Connection, namespace: str, delivery_id: int) -> Row[Any]:
+def delivery(connection: Connection, namespace: str, delivery_id: int, ids: PublicIds = PLAIN) -> Row[Any]:
     """One delivery. Raises NotFound."""
     found = connection.execute(_with_events().where(deliveries.c.id == delivery_id, deliveries.c.namespace == namespace)).first()
     if found is None:
-        raise NotFound(f"There is no delivery {delivery_id} here.")
+        raise NotFound(f"There is no delivery {ids.hide(delivery_id)} here.")
     return found
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, text
 
+from taskyard import ids
 from taskyard.events import DIGEST, NAMESPACE, NO_TASK
 from taskyard.feed import event_of
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.storable import to_json
 
 #: Events that one digest takes at most; more of them wait for the next one. Bounds the statement, not the counts.
@@ -66,13 +68,13 @@ def fold(connection: Connection) -> dict[str, int]:
         first = list(connection.execute(_FIRST, {"route": route.name, "first": route.first}).scalars())
         counts = connection.execute(_FOLD, {"route": route.name, "limit": LIMIT}).mappings().all()
         shown = connection.execute(_SHOWN, {"ids": first}).mappings().all() if first else []
-        data = content(route.name, counts, shown)
+        data = content(route.name, counts, shown, ids.of(connection))
         connection.execute(_SEND, {"route": route.name, "notifier": route.notifier, "data": to_json(data)})
         made[route.name] = data["count"]
     return made
 
 
-def content(route: str, counts: Sequence[RowMapping], shown: Sequence[RowMapping]) -> dict[str, Any]:
+def content(route: str, counts: Sequence[RowMapping], shown: Sequence[RowMapping], public: PublicIds = PLAIN) -> dict[str, Any]:
     """What a digest's event tells: ``count``, ``counts`` by event and task type, and the first ``events``, as CloudEvents."""
     told = [{"event": row["event"], "type": row["type"], "count": row["count"]} for row in counts[:MAX_COUNTS]]
     return {
@@ -82,5 +84,5 @@ def content(route: str, counts: Sequence[RowMapping], shown: Sequence[RowMapping
         "count": sum(row["count"] for row in counts),
         "counts": told,
         "others": sum(row["count"] for row in counts[MAX_COUNTS:]),
-        "events": [event_of(row).to_cloudevent() for row in shown],
+        "events": [event_of(row, public).to_cloudevent() for row in shown],
     }

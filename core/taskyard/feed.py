@@ -20,6 +20,7 @@ from uuid import UUID
 from sqlalchemy import Connection, RowMapping, text
 
 from taskyard import tasklogs
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.notifiers import Event, TaskInfo
 from taskyard.queries import TaskFilters, id_digits, id_only
 
@@ -114,7 +115,7 @@ def _starts_with(row: RowMapping, q: str) -> bool:
     return row["type"].startswith(q) or bool(digits and row["task_id"].hex.startswith(digits)) or any(tag.startswith(q) for tag in row["tags"])
 
 
-def event_of(row: RowMapping) -> Event:
+def event_of(row: RowMapping, ids: PublicIds = PLAIN) -> Event:
     """A row of :func:`events`, or of :func:`lines`, as the outside world knows it."""
     task = TaskInfo(row["namespace"], row["type"], row["queue"], row["priority"], tuple(row["tags"]), row["status"])
-    return Event(f"evt_{row['id']}", row["event"], row["time"], row["task_id"], row["attempt"], row["data"], task)
+    return Event(f"evt_{ids.hide(row['id'])}", row["event"], row["time"], row["task_id"], row["attempt"], row["data"], task)

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, Row, func, insert, or_, select, update
 
+from taskyard import ids
 from taskyard.errors import InvalidInput, NotFound
 from taskyard.spelling import did_you_mean
 from taskyard.tables import keys
@@ -72,6 +73,7 @@ def create(
         InvalidInput: a name, namespace or scope is not as expected, or a live key of the namespace has this name.
     """
     _check(name, namespace, scopes)
+    ids.make(connection)
     # Two that make the same name at once would both find it free.
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"taskyard keys {namespace} {name}"))))
     if connection.execute(select(keys.c.id).where(keys.c.name == name, keys.c.namespace == namespace, _IS_LIVE)).first():

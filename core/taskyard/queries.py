@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, fal
 
 from taskyard import cursors, schema_version
 from taskyard.errors import InvalidInput, NotFound
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.tables import LIVE, SCHEMA_REVISION, TERMINAL, events, task_log_totals, task_logs, tasks
 
 #: An id is made before its row: seconds before by a client's request, a whole run before by a handler that submits.
@@ -218,14 +219,14 @@ def ended_of(connection: Connection, task_ids: Sequence[UUID]) -> list[UUID]:
     return list(connection.execute(statement, {"ids": list(task_ids)}).scalars())
 
 
-def task_events(connection: Connection, namespace: str, task_id: UUID, limit: int, cursor: str | None = None) -> Page:
+def task_events(connection: Connection, namespace: str, task_id: UUID, limit: int, cursor: str | None = None, ids: PublicIds = PLAIN) -> Page:
     """One page of a task's history, oldest first. Raises NotFound, or InvalidInput for a wrong cursor."""
     task(connection, namespace, task_id)
     bound_to = ["events", namespace, task_id]
     query = select(events).where(events.c.task_id == task_id).order_by(events.c.id).limit(limit + 1)
     if cursor is not None:
-        query = query.where(events.c.id > number_of(cursors.decode(cursor, bound_to)))
-    return page_of(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+        query = query.where(events.c.id > ids.reveal(number_of(cursors.decode(cursor, bound_to))))
+    return page_of(connection.execute(query).all(), limit, lambda row: ids.hide(row.id).to_bytes(8), bound_to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,9 @@ class LogPage(Page):
     dropped: int
 
 
-def task_log(connection: Connection, namespace: str, task_id: UUID, levels: Sequence[str], limit: int, cursor: str | None = None) -> LogPage:
+def task_log(
+    connection: Connection, namespace: str, task_id: UUID, levels: Sequence[str], limit: int, cursor: str | None = None, ids: PublicIds = PLAIN
+) -> LogPage:
     """One page of what a task's handler has logged, oldest first; of some levels, or of all. Raises as :func:`task_events` does."""
     task(connection, namespace, task_id)
     bound_to = ["logs", namespace, task_id, sorted(set(levels))]
@@ -243,8 +246,8 @@ def task_log(connection: Connection, namespace: str, task_id: UUID, levels: Sequ
     if levels:
         query = query.where(task_logs.c.level.in_(levels))
     if cursor is not None:
-        query = query.where(task_logs.c.id > number_of(cursors.decode(cursor, bound_to)))
-    found = page_of(connection.execute(query).all(), limit, lambda row: row.id.to_bytes(8), bound_to)
+        query = query.where(task_logs.c.id > ids.reveal(number_of(cursors.decode(cursor, bound_to))))
+    found = page_of(connection.execute(query).all(), limit, lambda row: ids.hide(row.id).to_bytes(8), bound_to)
     dropped = connection.execute(select(task_log_totals.c.dropped).where(task_log_totals.c.task_id == task_id)).scalar()
     return LogPage(found.items, found.next_cursor, dropped or 0)
 

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from taskyard import backlog
+from taskyard import ids as public_ids
 from taskyard.events import NAMESPACE, NO_TASK
 from taskyard.routes import WANTS_SYSTEM
 from taskyard.storable import to_json
@@ -69,13 +70,14 @@ WHERE d.id = ANY (CAST(:ids AS bigint[])) AND d.event IS DISTINCT FROM 'delivery
 
 def tell_dead(connection: Connection, ids: Sequence[int]) -> None:
     """Tell of deliveries that were given up: once each, and not by the route that gave up."""
+    public = public_ids.of(connection)
     tell(
         connection,
         [
             SystemEvent(
                 "delivery.dead",
                 {
-                    "delivery": str(row.id),
+                    "delivery": str(public.hide(row.id)),
                     "event": row.event,
                     "route": row.route,
                     "notifier": row.notifier,

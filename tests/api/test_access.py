@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 import os
 import subprocess
@@ -418,6 +420,38 @@ async def test_many_namespaces_are_listed_as_few_are(app: FastAPI, two: Two, eng
     async with with_key(app, new_key(engine, "o", namespace="ops", scopes=("all-namespaces",))) as operator:
         for query in ("", "?status=pending", "?type=anything"):
             assert await listed(operator, f"/tasks{query}") == [("theirs", theirs["id"]), ("ours", two.task["id"])]
+
+
+async def test_no_id_or_cursor_tells_how_much_others_did_in_between(two: Two, engine: Engine, api_settings: Settings, registry: Registry) -> None:
+    another = create_app(api_settings.model_copy(update={"auth": AuthSettings(mode="keys")}), registry)
+    await two.ours.post(f"/tasks/{two.task['id']}/hold")
+    for _ in range(3):
+        await submit(two.theirs)
+    await two.ours.post(f"/tasks/{two.task['id']}/release")
+    with engine.connect() as connection:
+        drawn = connection.execute(text("SELECT max(id) FROM events")).scalar_one()
+        newest = connection.execute(text("SELECT max(id) FROM deliveries")).scalar_one()
+    history = f"/tasks/{two.task['id']}/events"
+    events = (await two.ours.get(history)).json()["items"]
+    assert [event["type"] for event in events] == ["task.submitted", "task.held", "task.released"]
+    delivery = (await two.ours.get("/deliveries")).json()["items"][-1]
+    for id_ in (*(event["id"] for event in events), delivery["event_id"], delivery["id"]):
+        assert int(id_) > max(drawn, newest) * 1000, "far from the numbers that were drawn"
+    first = (await two.ours.get(f"{history}?limit=1")).json()
+    position = int.from_bytes(base64.urlsafe_b64decode(first["next_cursor"] + "==")[6:14])
+    assert position == int(events[0]["id"])
+    assert (await two.ours.get(f"{history}?limit=1&cursor={first['next_cursor']}")).json()["items"] == events[1:2]
+    assert (await two.ours.get(f"/deliveries/{delivery['id']}")).json()["id"] == delivery["id"]
+    for guessed in ("1", str(newest)):
+        missing = await two.ours.get(f"/deliveries/{guessed}")
+        assert (missing.status_code, missing.json()["detail"]) == (404, f"There is no delivery {guessed} here.")
+    async with served(another) as url, AsyncClient(base_url=url, timeout=60, headers=two.ours.headers) as ours:
+        for guessed in ("1", str(drawn)):
+            assert (await ours.get("/events", headers={"Last-Event-ID": guessed})).status_code == 422, "nobody can ask for a place of their own making"
+        async with reading(ours, "/events", **{"Last-Event-ID": events[0]["id"]}) as stream:
+            told = [await stream.message() for _ in range(2)]
+    assert [message["id"] for message in told] == [event["id"] for event in events[1:]]
+    assert [json.loads(message["data"])["id"] for message in told] == [f"evt_{event['id']}" for event in events[1:]]
 
 
 async def test_what_others_have_is_in_the_way_of_no_submission(two: Two, engine: Engine) -> None:

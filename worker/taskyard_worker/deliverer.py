@@ -13,9 +13,11 @@ import structlog
 from sqlalchemy import RowMapping
 
 from taskyard import deliveries, failpoints, metrics
+from taskyard import ids as public_ids
 from taskyard.database_errors import driver_words
 from taskyard.deliveries import Tried
 from taskyard.handlers import Retry
+from taskyard.ids import PLAIN, PublicIds
 from taskyard.masking import Hidden, secrets_in
 from taskyard.settings import DeliverySettings, Settings
 from taskyard_worker.ending import end_async
@@ -76,6 +78,7 @@ class Deliverer:
         self._ledger = ledger
         self._nursery = nursery
         self._tellers = tellers
+        self._ids = PLAIN
 
     async def deliver(self, message: Message) -> None:
         """Send the deliveries that a message names. Whatever happens, the message is settled: each that is not takes a place in the
@@ -98,13 +101,16 @@ class Deliverer:
         lease = self._settings.deliveries.timeout * 2 + 10
         try:
             rows: Sequence[RowMapping] = await self._ledger.call(lambda connection: deliveries.claim(connection, ids, lease))
+            if self._ids.secret is None and rows:
+                # Once numbers are hidden they stay so.
+                self._ids = await self._ledger.call(public_ids.of)
         except Exception as error:
             log.warning("delivery.not_claimed", error=driver_words(error), count=len(ids))
             return []
         return rows
 
     async def _send(self, row: RowMapping) -> str:
-        structlog.contextvars.bind_contextvars(**log_fields(_job(row)))
+        structlog.contextvars.bind_contextvars(**log_fields(_job(row, self._ids)))
         try:
             return await self._try(row)
         except Exception:
@@ -133,7 +139,7 @@ class Deliverer:
 
     async def _report(self, row: RowMapping) -> dict[str, Any] | None:
         key = self._nursery.next_key()
-        sending = Sending(key, {**_job(row), "key": key})
+        sending = Sending(key, {**_job(row, self._ids), "key": key})
         child = await self._tellers.get()
         child.start([sending])
         # The child ends the try itself; this is for one whose event loop is blocked, or that swallows its end.
@@ -164,5 +170,7 @@ class Deliverer:
             self._ledger.tally.count(metrics.DELIVERIES, notifier, "failed" if status == "pending" else status)
 
 
-def _job(row: RowMapping) -> dict[str, Any]:
-    return {**row, "kind": "delivery", "time": row["time"].isoformat(), "task_id": str(row["task_id"])}
+def _job(row: RowMapping, ids: PublicIds) -> dict[str, Any]:
+    """A delivery for its notifier, with numbers as the outside world sees them."""
+    shown = {"id": ids.hide(row["id"]), "event_id": ids.hide(row["event_id"])}
+    return {**row, **shown, "kind": "delivery", "time": row["time"].isoformat(), "task_id": str(row["task_id"])}

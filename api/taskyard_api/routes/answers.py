@@ -9,8 +9,9 @@ from fastapi import Request, Response
 from pydantic import TypeAdapter
 
 from taskyard.errors import IllegalTransition, InvalidInput, NotFound, TaskyardError, Unavailable, VersionConflict
+from taskyard.ids import PLAIN, PublicIds
 from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, RateLimited, TooLarge, Unauthorized, UnknownHost, UnsupportedMedia
-from taskyard_api.models import RECEIPT, RECEIPT_BATCH, TASK, TASK_BATCH
+from taskyard_api.models import PUBLIC_IDS, RECEIPT, RECEIPT_BATCH, TASK, TASK_BATCH
 from taskyard_api.problem_examples import INTERNAL_ERROR, Asked, name_of, reference, status_of
 from taskyard_api.problems import MEDIA_TYPE
 from taskyard_api.service import may_read_tasks
@@ -52,9 +53,10 @@ _HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 BODY = (400, 408, 413, 415)
 
 
-def answer(adapter: TypeAdapter[Any], value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """``value`` (a row or another object) as JSON, by the adapter's model."""
-    return Response(adapter.dump_json(adapter.validate_python(value, from_attributes=True)), status, headers, "application/json")
+def answer(adapter: TypeAdapter[Any], value: Any, status: int = 200, headers: Mapping[str, str] | None = None, ids: PublicIds = PLAIN) -> Response:
+    """``value`` (a row or another object) as JSON, by the adapter's model; its numbers as ``ids`` shows them."""
+    made = adapter.validate_python(value, from_attributes=True, context={PUBLIC_IDS: ids})
+    return Response(adapter.dump_json(made), status, headers, "application/json")
 
 
 def task_answer(request: Request, row: Any, status: int, headers: Mapping[str, str]) -> Response:

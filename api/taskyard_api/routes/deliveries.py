@@ -30,9 +30,9 @@ PAGE, BATCH = 1000, 200
 @router.get("/deliveries", response_model=DeliveryPage, responses=problems())
 async def list_deliveries(request: Request, service: Serving, query: Annotated[DeliveryQuery, Query()]) -> Response:
     """List deliveries with all their tries, newest first."""
-    reach = reach_of(request, query.namespace)
-    page = await service.listed(namespace_of(request), delivery_lists.list_deliveries, reach, query.filters(), query.limit, query.cursor)
-    return answer(DELIVERY_PAGE, page)
+    reach, ids = reach_of(request, query.namespace), await service.public_ids()
+    page = await service.listed(namespace_of(request), delivery_lists.list_deliveries, reach, query.filters(), query.limit, query.cursor, ids)
+    return answer(DELIVERY_PAGE, page, ids=ids)
 
 
 @router.post("/deliveries/actions", response_model=DeliveryActionOut, responses=problems(*BODY), openapi_extra=body("DeliveryAction"))
@@ -66,14 +66,17 @@ async def act_on_deliveries(request: Request, service: Serving, namespace: Names
 @router.get("/deliveries/{delivery_id:delivery}", response_model=DeliveryOut, responses=problems(404))
 async def get_delivery(request: Request, service: Serving, delivery_id: DeliveryId) -> Response:
     """Look at one delivery and all its tries."""
-    number = delivery_number(delivery_id)
+    ids = await service.public_ids()
+    number = ids.reveal(delivery_number(delivery_id))
     namespace = await home_of(request, delivery_lists.namespace_of_delivery, number)
-    return answer(DELIVERY, await service.read(delivery_lists.delivery, namespace, number))
+    return answer(DELIVERY, await service.read(delivery_lists.delivery, namespace, number, ids), ids=ids)
 
 
 @router.post("/deliveries/{delivery_id}/redeliver", response_model=DeliveryOut, responses=problems(404, 409))
 async def redeliver(request: Request, service: Serving, delivery_id: DeliveryId) -> Response:
     """Send a delivery again that is `dead` or `delivered`: the same event by the same ids, with fresh attempts. Its tries are kept."""
-    number = delivery_number(delivery_id)
+    ids = await service.public_ids()
+    number = ids.reveal(delivery_number(delivery_id))
     namespace = await home_of(request, delivery_lists.namespace_of_delivery, number, write=True)
-    return answer(DELIVERY, await service.operate(request, "delivery.redeliver", delivery_id, deliveries.redeliver, namespace, number))
+    row = await service.operate(request, "delivery.redeliver", delivery_id, deliveries.redeliver, namespace, number, ids)
+    return answer(DELIVERY, row, ids=ids)

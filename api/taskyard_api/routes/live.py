@@ -82,8 +82,11 @@ async def _number(service: Service, last_event_id: str | None) -> int | None:
     """The event that a Last-Event-ID names. Raises InvalidInput: it is no id of an event, or of one that is yet to come."""
     if not last_event_id:
         return None
-    if last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) < 20 and int(last_event_id) <= await service.read(feed.drawn):
-        return int(last_event_id)
+    if last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) < 20 and (shown := int(last_event_id)) < 2**63:
+        # 0 is the beginning, and no event's.
+        number = (await service.public_ids()).reveal(shown) if shown else 0
+        if number <= await service.read(feed.drawn):
+            return number
     raise InvalidInput("The header Last-Event-ID is not as expected.", [("/Last-Event-ID", "expected the id of an event that was received")])
 
 

@@ -80,7 +80,9 @@ async def change_task(request: Request, service: Serving, namespace: WritableNam
 @router.get("/tasks/{task_id}/events", response_model=EventPage, responses=problems(404))
 async def list_task_events(service: Serving, namespace: TaskNamespace, task_id: TaskId, query: Annotated[PageQuery, Query()]) -> Response:
     """List a task's history, oldest first."""
-    return answer(EVENT_PAGE, await service.listed(namespace, queries.task_events, namespace, task_uuid(task_id), query.limit, query.cursor))
+    ids = await service.public_ids()
+    page = await service.listed(namespace, queries.task_events, namespace, task_uuid(task_id), query.limit, query.cursor, ids)
+    return answer(EVENT_PAGE, page, ids=ids)
 
 
 @router.get("/tasks/{task_id}/place", response_model=PlaceOut, responses=problems(404))
@@ -93,7 +95,9 @@ async def get_place(service: Serving, namespace: TaskNamespace, task_id: TaskId)
 @router.get("/tasks/{task_id}/logs", response_model=LogPage, responses=problems(404))
 async def list_task_logs(service: Serving, namespace: TaskNamespace, task_id: TaskId, query: Annotated[LogQuery, Query()]) -> Response:
     """List what a task's handler has logged, oldest first. Up to 1 MiB of a task's lines is kept."""
-    return answer(LOG_PAGE, await service.listed(namespace, queries.task_log, namespace, task_uuid(task_id), query.level, query.limit, query.cursor))
+    ids = await service.public_ids()
+    page = await service.listed(namespace, queries.task_log, namespace, task_uuid(task_id), query.level, query.limit, query.cursor, ids)
+    return answer(LOG_PAGE, page, ids=ids)
 
 
 async def _move(request: Request, service: Service, namespace: str, name: str, verb: Verb, task_id: str, if_match: list[str] | None) -> Response:

@@ -39,7 +39,8 @@ class _Place:
             return None
         event = _event(message)
         if message.id.isdecimal():
-            if self.last is not None and int(message.id) <= self.last:
+            # Numbers have no order: the service sends nothing again but, at most, the last one.
+            if int(message.id) == self.last:
                 return None
             self.last = int(message.id)
         self.ended, self.cuts = event.ends, 0
