@@ -9,6 +9,9 @@ from typing import Any
 from sqlalchemy import Engine, Row, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from tests.disk import Disk
+from tests.passwords import Login
+
 PATIENCE = 60.0
 
 
@@ -17,30 +20,37 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.login = Login(url, make_url(url).database)
         self.engine: Engine = create_engine(make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
 
     @classmethod
-    def made_on(cls, server: str) -> Database:
-        """A new, empty one on a server."""
+    def made_on(cls, server: str, disk: Disk) -> Database:
+        """A new, empty one on a server, whose tables are on a disk of their own."""
         name = f"chaos_{uuid.uuid4().hex[:10]}"
         admin = cls(server)
-        admin.execute(f"CREATE DATABASE {name}")
+        admin.execute(f"CREATE TABLESPACE {name} LOCATION '{disk.folder}'")
+        admin.execute(f"CREATE DATABASE {name} TABLESPACE {name}")
         admin.engine.dispose()
         return cls(make_url(server).set(database=name).render_as_string(hide_password=False))
 
     def url_of_roles(self) -> str:
-        """The URL by which roles connect, as a user of theirs, from whom rights can be taken."""
-        user = make_url(self.url).database
-        self.execute(f"CREATE ROLE {user} LOGIN")
-        for what in ("TABLES", "SEQUENCES"):
-            self.execute(f"GRANT ALL ON ALL {what} IN SCHEMA public TO {user}")
-            self.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON {what} TO {user}")
-        return make_url(self.url).set(username=user, password=None).render_as_string(hide_password=False)
+        """The URL by which roles connect, once the schema is there: as a user of theirs, from whom rights can be taken."""
+        self.login.create()
+        return self.login.url
 
     @property
     def user(self) -> str:
         """The user that :meth:`url_of_roles` makes."""
-        return str(make_url(self.url).database)
+        return self.login.name
+
+    def drop(self, server: str) -> None:
+        """Drop it, and leave its disk empty."""
+        self.login.drop()
+        self.engine.dispose()
+        name, admin = make_url(self.url).database, Database(server)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        admin.execute(f"DROP TABLESPACE {name}")
+        admin.engine.dispose()
 
     def execute(self, statement: str) -> None:
         """Run a statement that answers nothing."""

@@ -27,6 +27,7 @@ from .clients import Pace, clients_of
 from .database import Database
 from .plan import KILLED, LOOP, OVERTAKEN, SERVERS, UNNOTICED, Fault, Plan, loop
 from .records import Records
+from .refusals import Refusals
 from .roles import REACHED_WITHIN, Roles, reached, wait
 from .stops import WORKERS, Stops
 
@@ -41,7 +42,7 @@ OLD_REVISION = "0010"
 class Faults:
     """Everything that can be done to a run."""
 
-    def __init__(self, plan: Plan, ground: Ground, roles: Roles, database: Database, records: Records, pace: Pace) -> None:
+    def __init__(self, plan: Plan, ground: Ground, roles: Roles, database: Database, records: Records, pace: Pace, refusals: Refusals) -> None:
         self._plan = plan
         self._pace = pace
         self._ground = ground
@@ -63,6 +64,8 @@ class Faults:
             "messages stolen": lambda _: self._steal(),
             "queues vanish": self._vanish,
             "messages duplicated": lambda _: self._duplicate(),
+            "disk full": lambda _: refusals.disk_full(),
+            "password rotated": lambda _: refusals.password_rotated(),
             "wires cut": lambda _: self._cut_wires(),
             "wires hang": lambda _: self._hang_wires(),
             LOOP: lambda _: self._loop(),

@@ -52,6 +52,8 @@ SERVER_FAULTS = (
     "PostgreSQL read-only",
     "rights taken away",
     "schema changed",
+    "disk full",
+    "password rotated",
     "wires cut",
     "wires hang",
 )

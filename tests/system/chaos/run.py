@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taskyard_migrations.runner import upgrade
+from tests.disk import Disk
 from tests.ground import Ground, depth, private_broker, private_postgres
 
 from .clients import Pace, clients_of
@@ -19,6 +20,7 @@ from .faults import Faults
 from .plan import SERVERS, Plan
 from .receiver import Receiver
 from .records import Records
+from .refusals import Refusals
 from .report import Progress
 from .roles import Roles
 
@@ -41,11 +43,13 @@ class Run:
         self._ground = ground
         self._records = Records(folder)
         self._receiver = Receiver(self._records.receiver, plan.seed)
-        self._database = Database.made_on(ground.postgres.url)
+        self._disk = Disk()
+        self._database = Database.made_on(ground.postgres.url, self._disk)
         upgrade(self._database.url)
         self._roles = Roles(plan, ground, self._database.url_of_roles(), folder, self._records, self._receiver.url)
         self._pace = Pace(plan)
-        self._faults = Faults(plan, ground, self._roles, self._database, self._records, self._pace)
+        refusals = Refusals(self._disk, self._database, self._roles, seconds=2 * plan.silence)
+        self._faults = Faults(plan, ground, self._roles, self._database, self._records, self._pace, refusals)
         self._clients = clients_of(plan, self._pace, list(self._roles.ports.values()), self._records.clients)
         self._lanes = [threading.Thread(target=self._watched, args=(lane,), name=lane, daemon=True) for lane in plan.lanes if lane != SERVERS]
         self._failure: BaseException | None = None
@@ -75,7 +79,8 @@ class Run:
             self._roles.stop()
             self._receiver.shutdown()
             self._receiver.server_close()
-            self._database.engine.dispose()
+            self._database.drop(self._ground.postgres.url)
+            self._disk.close()
 
     # --- the faults, lane by lane ---
 
