@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import signal
 import socket
@@ -137,6 +138,9 @@ class _Server(uvicorn.Server):
         """Accept no more, and end."""
         self._draining.begin()
         self._enter("requests on their way")
+        # Take what has connected already: the kernel resets what nobody has accepted when its listener closes.
+        for _ in range(3):
+            await asyncio.sleep(0)
         for listening in self.servers:
             listening.close()
         app = self.config.app

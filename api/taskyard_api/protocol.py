@@ -14,6 +14,8 @@ log = structlog.get_logger(__name__)
 #: Seconds that a client gets for a request's line and headers, and how many bytes they may have.
 HEADER_SECONDS = 10.0
 HEADER_BYTES = 64 * 1024
+#: Seconds for which an idle connection stays open when the server stops.
+LINGER = 1.0
 
 _REFUSAL = b"HTTP/1.1 %s\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -57,10 +59,19 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large")
 
     def shutdown(self) -> None:
-        """The server stops: close the connection unless a request is on its way. One whose headers are not complete yet will be answered, and its
-        time is bounded."""
-        if self._timer is None or not self._before_body:
+        """The server stops. An idle connection is closed a moment later: a request may be on its way, and would be reset."""
+        if self._is_idle():
+            self.loop.call_later(LINGER, self._close_if_idle)
+        else:
             super().shutdown()
+
+    def _close_if_idle(self) -> None:
+        # A request whose headers have begun is answered, and its time is bounded.
+        if self._is_idle() and not (self._timer is not None and self._before_body):
+            self.transport.close()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def on_response_complete(self) -> None:
         """All is answered. Where the client still sends, and has had its time for that, its request need not end any more."""

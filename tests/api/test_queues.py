@@ -20,6 +20,16 @@ async def queues(client: AsyncClient) -> dict[str, dict[str, Any]]:
     return {queue["name"]: queue for queue in (await client.get("/queues")).json()["items"]}
 
 
+async def test_a_queue_that_no_worker_serves_is_shown_with_its_tasks_and_without_workers(client: AsyncClient, engine: Engine) -> None:
+    first, second = [await submit(client, queue="nobodys") for _ in range(2)]
+    with engine.begin() as connection:
+        lifecycle.register_worker(connection, UUID(int=1), "w1", ["default"], {})
+    found = (await queues(client))["nobodys"]
+    assert (found["pending"], found["queued"], found["workers"]) == (2, 0, [])
+    shown = [(await client.get(f"/tasks/{task['id']}")).json() for task in (first, second)]
+    assert [(task["status"], task["position"], task["estimated_start"]) for task in shown] == [("pending", 1, None), ("pending", 2, None)]
+
+
 async def test_depths_are_told_for_each_known_queue(client: AsyncClient, engine: Engine) -> None:
     made = [await submit(client, queue="slow", priority=n) for n in range(4)]
     await submit(client, queue="slow", delay=60)
