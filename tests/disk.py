@@ -14,6 +14,7 @@ import psycopg
 from sqlalchemy import make_url
 
 from taskyard.children import NOBODY, is_root
+from tests.stack import until
 
 #: Bytes that the disk has while it is not full. They are taken only as they are written.
 SIZE = 2 * 1024**3
@@ -31,9 +32,8 @@ class Disk:
 
     def fill(self) -> None:
         """Leave no room for another page."""
-        stat = os.statvfs(self.folder)
-        used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-        assert self._mount(f"remount,size={used}"), "a disk in use got no smaller"
+        # It grows while it is looked at, and can't be smaller than what is on it.
+        until(self._shrink, what="the disk to be as small as what is on it")
 
     def free(self) -> None:
         """Give back all the room."""
@@ -45,6 +45,10 @@ class Disk:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
         with suppress(OSError):
             self.folder.rmdir()
+
+    def _shrink(self) -> bool:
+        stat = os.statvfs(self.folder)
+        return self._mount(f"remount,size={(stat.f_blocks - stat.f_bfree) * stat.f_frsize}")
 
     def _mount(self, options: str) -> bool:
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder)], capture_output=True, check=False)

@@ -53,7 +53,7 @@ async def _service(url: str) -> AsyncIterator[AsyncClient]:
     if str(TESTBED) not in sys.path:
         sys.path.append(str(TESTBED))
     app = create_app(Settings(database=DatabaseSettings(url=SecretStr(url))), load_plugins(only=["testbed"]))
-    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://test", timeout=60) as client:
+    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://localhost", timeout=60) as client:
         yield client
 
 
