@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, text
 
-from taskyard import lifecycle
+from taskyard import deliveries, lifecycle
 from taskyard.records import Finished
 
 from .life import MAX_LOST, PARK_DELAY, STALE, TYPES, Life, begin
@@ -201,3 +201,90 @@ def test_a_task_that_comes_back_while_its_claim_waits_is_claimed_once(life: Life
         assert ids(answer.result()) == sorted([task, other])
         mine.commit()
     assert [life.row(id_)["fence"] for id_ in (task, other)] == [1, 1]
+
+
+# --- deliveries ---
+
+
+def deliveries_in(life: Life, status: str) -> list[int]:
+    """Deliveries of one event each, in a status, at their first try."""
+    next_try = "NULL" if status in deliveries.ENDED else "now() + interval '1 hour'"
+    delivered = "now()" if status == "delivered" else "NULL"
+    made = text(
+        f"""
+        WITH e AS (
+          INSERT INTO events (task_id, namespace, type, attempt)
+          SELECT gen_random_uuid(), 'default', 'task.failed', 1 FROM generate_series(1, {COUNT}) RETURNING id, task_id
+        )
+        INSERT INTO deliveries (event_id, namespace, task_id, route, notifier, status, attempt, fence, next_try_at, delivered_at)
+        SELECT id, 'default', task_id, 'r', 'log', :status, 1, 1, {next_try}, {delivered} FROM e RETURNING id"""
+    )
+    with life.engine.begin() as connection:
+        return sorted(connection.execute(made, {"status": status}).scalars())
+
+
+def claim_deliveries(connection: Connection, wanted: Sequence[int]) -> list[int]:
+    return sorted(row["id"] for row in deliveries.claim(connection, wanted, 30.0))
+
+
+def finish_deliveries(connection: Connection, wanted: Sequence[int]) -> list[int]:
+    return sorted(row["id"] for row in deliveries.finish(connection, [deliveries.Tried(id_, 1, "delivered") for id_ in wanted], 3))
+
+
+def _pending(connection: Connection, wanted: Sequence[int]) -> list[int]:
+    statement = text("SELECT id FROM deliveries WHERE status = 'pending' AND id = ANY (:ids) ORDER BY id")
+    return list(connection.execute(statement, {"ids": list(wanted)}).scalars())
+
+
+def withdraw_deliveries(connection: Connection, wanted: Sequence[int]) -> list[int]:
+    deliveries.withdraw(connection, wanted)
+    return _pending(connection, wanted)
+
+
+def redeliver(connection: Connection, wanted: Sequence[int]) -> list[int]:
+    count = deliveries.redeliver_many(connection, "default", wanted)
+    moved = _pending(connection, wanted)
+    assert len(moved) == count
+    return moved
+
+
+DELIVERIES: dict[str, tuple[str, Callable[[Connection, Sequence[int]], list[int]]]] = {
+    "claim": ("queued", claim_deliveries),
+    "finish": ("sending", finish_deliveries),
+    "withdraw": ("queued", withdraw_deliveries),
+    "redeliver": ("delivered", redeliver),
+}
+
+
+@pytest.mark.parametrize("held", [[0], [1, 2], list(range(COUNT))], ids=["first", "middle", "all"])
+@pytest.mark.parametrize("moves", [False, True], ids=["stays", "moves"])
+@pytest.mark.parametrize("name", DELIVERIES)
+def test_a_deliverys_verb_that_waits_for_a_row_loses_no_other(life: Life, name: str, moves: bool, held: list[int]) -> None:
+    status, verb = DELIVERIES[name]
+    wanted = deliveries_in(life, status)
+    locked = [wanted[index] for index in held]
+    elsewhere = "status = 'queued', next_try_at = now(), delivered_at = NULL" if status in ("sending", "delivered") else "status = 'dead', next_try_at = NULL"
+    with begin(life.engine) as other, begin(life.engine) as mine, ThreadPoolExecutor(1) as pool:
+        change = elsewhere if moves else "updated_at = now()"
+        other.execute(text(f"UPDATE deliveries SET {change} WHERE id = ANY (:ids)"), {"ids": locked})
+        answer = pool.submit(verb, mine, wanted)
+        life.await_lock(answer)
+        other.commit()
+        assert answer.result() == (sorted(set(wanted) - set(locked)) if moves else wanted)
+        mine.commit()
+
+
+def test_a_delivery_that_is_made_to_wait_while_the_one_before_it_ends_is_due_at_once(life: Life) -> None:
+    """The dispatch still sees the earlier try; the finish still sees the later delivery as due. Neither may win over the other."""
+    first, second = deliveries_in(life, "sending")[:2]
+    life.execute("UPDATE deliveries SET task_id = (SELECT task_id FROM deliveries WHERE id = :first) WHERE id = :second", first=first, second=second)
+    life.execute("UPDATE deliveries SET status = 'pending', attempt = 0, fence = 0, next_try_at = now() WHERE id = :second", second=second)
+    with begin(life.engine) as dispatching, begin(life.engine) as finishing, ThreadPoolExecutor(1) as pool:
+        (due,) = deliveries.dispatch(dispatching, 10, 30.0, 3)
+        assert (due.id, due.waits) == (second, True)
+        ended = pool.submit(finish_deliveries, finishing, [first])
+        life.await_lock(ended)
+        dispatching.commit()
+        assert ended.result() == [first]
+        finishing.commit()
+    assert life.column("SELECT next_try_at <= now() FROM deliveries WHERE id = :id", id=second) == [True]
