@@ -230,6 +230,8 @@ def _environment(plan: Plan, folder: Path, records: Records, run_id: str, prefix
         "WORKER__HEARTBEAT": plan.silence / 6,
         "WORKER__PROCESSES": 2,
         "WORKER__STOP_GRACE": 2,
+        # Nobody looks at readiness before each request.
+        "API__DRAIN_DELAY": 0,
         "WORKER__CANCEL_GRACE": 2,
         "WORKER__KILL_GRACE": 0.5,
         "DELIVERIES__TIMEOUT": 1,
