@@ -118,6 +118,14 @@ def _postgres_url(sockets: Path) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def running_broker(folder: Path) -> str | None:
+    """The Celery URL of the broker that another process runs on ``folder``; None if none does."""
+    if _redis_program() is None:
+        return _filesystem_url(folder.resolve() / "broker") if (folder / "broker").is_dir() and running_postgres(folder) else None
+    path = _redis_socket(_sockets_of(folder.resolve()))
+    return _redis_url(path) if _accepts(path) else None
+
+
 def start_broker(folder: Path) -> Server:
     """A broker for Celery with its files under ``folder``, which is made if need be.
 
@@ -132,8 +140,8 @@ def start_broker(folder: Path) -> Server:
         home = _claimed(folder, "broker", undo)
         program = _redis_program()
         if program is None:
-            return Server(URL.create("filesystem", host="", database=str(home).lstrip("/")).render_as_string(), None, signal.SIGTERM, undo.pop_all())
-        path = _socket_folder(folder.resolve(), undo) / "redis.sock"
+            return Server(_filesystem_url(home), None, signal.SIGTERM, undo.pop_all())
+        path = _redis_socket(_socket_folder(folder.resolve(), undo))
         _end(_leftover_redis(home / "pid", path), signal.SIGTERM)
         _unlink(path)
         options = {
@@ -149,7 +157,19 @@ def start_broker(folder: Path) -> Server:
         process = _spawn(command, home / "log", signal.SIGTERM, demote=False)
         undo.callback(_unlink, path, home / "pid")
         _wait(process, lambda: _accepts(path), home / "log", "Redis")
-        return Server(f"redis+socket://{path}", process, signal.SIGTERM, undo.pop_all())
+        return Server(_redis_url(path), process, signal.SIGTERM, undo.pop_all())
+
+
+def _redis_socket(sockets: Path) -> Path:
+    return sockets / "redis.sock"
+
+
+def _redis_url(path: Path) -> str:
+    return f"redis+socket://{path}"
+
+
+def _filesystem_url(home: Path) -> str:
+    return URL.create("filesystem", host="", database=str(home).lstrip("/")).render_as_string()
 
 
 def _postgres_programs() -> Path:

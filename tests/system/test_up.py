@@ -159,6 +159,13 @@ def test_no_part_listens_on_tcp_but_the_service(running: Up) -> None:
     assert {found.laddr.port for found in sockets if found.status == psutil.CONN_LISTEN} == {int(running.url.rpartition(":")[2])}
 
 
+@pytest.mark.parametrize("command", [("doctor",), ("health", "worker"), ("health", "dispatcher"), ("health", "web")], ids=" ".join)
+def test_the_checks_of_a_default_up_find_its_embedded_servers_and_nothing_to_mend(running: Up, command: tuple[str, ...]) -> None:
+    port = {"TASKYARD_API__PORT": running.url.rpartition(":")[2]}
+    done = subprocess.run([sys.executable, "-m", "taskyard", *command], cwd=running.folder, env=_clean_environment() | port, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_two_on_one_folder_are_refused_with_a_sentence_and_the_first_goes_on(running: Up) -> None:
     second = Up(running.folder)
     assert second.ends() == 1

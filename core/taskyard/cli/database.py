@@ -18,9 +18,10 @@ from taskyard import queries
 from taskyard.database import database_url, sync_engine
 from taskyard.database_errors import outages_named
 from taskyard.errors import Unavailable
-from taskyard.settings import DatabaseSettings, load_settings
+from taskyard.settings import BrokerSettings, DatabaseSettings, Settings, load_settings
 
 DataDir = Annotated[Path, typer.Option(help="Folder of the embedded database, where no DATABASE_URL is set.")]
+RunningDataDir = Annotated[Path, typer.Option(help="Folder of a running `taskyard up` with embedded parts, where no URLs are set.")]
 HERE = Path(".taskyard")
 
 
@@ -49,6 +50,19 @@ def opened(data_dir: Path, role: str) -> Iterator[Engine]:
             yield engine
     finally:
         server.stop()
+
+
+def with_embedded(settings: Settings, data_dir: Path) -> Settings:
+    """The settings with the addresses of the embedded servers that run on ``data_dir``, where no URLs are set."""
+    found: dict[str, DatabaseSettings | BrokerSettings] = {}
+    if settings.database.url is None or settings.broker.url is None:
+        from taskyard.embedded import running_broker, running_postgres  # Here, not above: it needs an extra.
+
+        if settings.database.url is None and (url := running_postgres(data_dir)):
+            found["database"] = settings.database.model_copy(update={"url": SecretStr(url)})
+        if settings.broker.url is None and (url := running_broker(data_dir)):
+            found["broker"] = settings.broker.model_copy(update={"url": SecretStr(url)})
+    return settings.model_copy(update=found)
 
 
 @contextmanager

@@ -6,24 +6,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from pydantic import SecretStr
 
 from taskyard import logs
 from taskyard.cli.config import find_problems
-from taskyard.cli.database import HERE
+from taskyard.cli.database import HERE, RunningDataDir, with_embedded
 from taskyard.cli.output import AsJson, console, keep_plugins_quiet, text, write_json, write_table
 from taskyard.doctor import Finding, configuration, examine
 from taskyard.errors import ConfigurationError
 from taskyard.masking import secrets_in
 from taskyard.plugins import Registry, load_plugins
-from taskyard.settings import DatabaseSettings, Settings, load_settings
+from taskyard.settings import Settings, load_settings
 
 
 def doctor(
-    data_dir: Annotated[Path, typer.Option(help="Folder of a running `taskyard up` with embedded parts, where no URLs are set.")] = HERE,
+    data_dir: RunningDataDir = HERE,
     as_json: AsJson = False,
 ) -> None:
     """Ask everything at once: settings, database, schema, rights, broker, queues, plugins, roles, clocks. Exit with 1 if something fails.
@@ -44,7 +42,7 @@ def doctor(
 def _findings(data_dir: Path) -> list[Finding]:
     first = [configuration.check_version()]
     try:
-        settings = _with_embedded(load_settings(), data_dir)
+        settings = with_embedded(load_settings(), data_dir)
     except ConfigurationError as error:
         return [*first, *configuration.check_settings(str(error).splitlines())]
     logs.hide(secrets_in(settings))
@@ -80,16 +78,6 @@ def _broker(settings: Settings, registry: Registry) -> Callable[[], Iterator[Fin
         return check_broker(settings, settings.worker.queues or {"default", *(handler.queue for handler in registry.handlers.values())})
 
     return check
-
-
-def _with_embedded(settings: Settings, data_dir: Path) -> Settings:
-    """With the address of the embedded PostgreSQL, if one runs in the folder and no other is set. Its broker tells nobody where it is."""
-    if settings.database.url is not None:
-        return settings
-    from taskyard.embedded import running_postgres
-
-    url = running_postgres(data_dir)
-    return settings.model_copy(update={"database": DatabaseSettings(url=SecretStr(url))}) if url else settings
 
 
 def _cleaned(finding: Finding) -> Finding:

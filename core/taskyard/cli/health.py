@@ -11,6 +11,7 @@ import psycopg
 import typer
 
 from taskyard import workers
+from taskyard.cli.database import HERE, RunningDataDir, with_embedded
 from taskyard.database import APPLICATION, connect, sync_engine
 from taskyard.database_errors import outages_named
 from taskyard.dispatchers import longest_silence
@@ -52,9 +53,9 @@ def web() -> None:
 
 
 @app.command()
-def dispatcher() -> None:
+def dispatcher(data_dir: RunningDataDir = HERE) -> None:
     """A dispatcher at this address used the database a moment ago, and one of this host reaches the broker."""
-    settings = load_settings()
+    settings = with_embedded(load_settings(), data_dir)
     pause = longest_silence(settings)
     _require(
         settings, lambda c: c.execute(_DISPATCHER, {"name": f"{APPLICATION}-dispatcher", "pause": pause}), "No dispatcher at this address uses the database."
@@ -72,12 +73,13 @@ def worker(
     name: Annotated[
         str | None, typer.Option(help="This worker alone, by its name (w1, or w1@ops), wherever it runs. Default: all workers of this host.")
     ] = None,
+    data_dir: RunningDataDir = HERE,
 ) -> None:
     """Workers of this host beat within ``dispatch.worker_silence``, and each of them progresses.
 
     One does not that claims and ends nothing for long although tasks wait for its free slots: only a restart helps it.
     """
-    settings = load_settings()
+    settings = with_embedded(load_settings(), data_dir)
     host = socket.gethostname()
     engine = sync_engine(settings.database, role="health", pool_size=1)
     try:
