@@ -127,7 +127,7 @@ def _is_quick(item: pytest.Item) -> bool:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """How the run ended, for .ci/once_more.py."""
-    if not hasattr(session.config, "workerinput") and (cache := session.config.cache):
+    if not hasattr(session.config, "workerinput") and (cache := getattr(session.config, "cache", None)):
         cache.set("taskyard/status", int(exitstatus))
 
 

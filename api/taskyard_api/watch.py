@@ -21,8 +21,8 @@ HEADER = b"x-request-id"
 #: What a client may send as its id; anything else is replaced, so that it can break neither a header nor a log.
 _ID = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-#: Statuses of requests that were refused for who asked, or how often.
-REFUSED = (401, 403, 429)
+#: Statuses of requests that were refused for who asked, by what name, or how often.
+REFUSED = (401, 403, 421, 429)
 #: Seconds after which a request is worth a line.
 SLOW = 1.0
 #: Where a route leaves the id of the task that it made, in the request's scope.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from time import thread_time
 from typing import Any
 
@@ -181,7 +181,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             if isinstance(argument, str) and len(argument) > MAX_ARGUMENT:
                 raise SecurityError(f"{getattr(obj, '__name__', 'it')} takes a text of {MAX_ARGUMENT} characters at most")
             bounded(argument)
-        return bounded(super().call(context, obj, *arguments, **named))
+        made = super().call(context, obj, *arguments, **named)
+        # A view of a table hides how much it holds, and how much the views in it hold.
+        return bounded(list(made) if isinstance(made, KeysView | ValuesView | ItemsView) else made)
 
 
 def _check_product(left: Any, right: Any) -> None:

@@ -132,8 +132,8 @@ def prepare_all(
     at: str = "/tasks",
     notifiers: Collection[str] = (),
     queues: AllowedQueues | None = None,
-) -> Iterator[NewTask]:
-    """Validate many tasks, one at each step. If any is wrong, the end is an error that points to what is wrong in all of them.
+) -> Iterator[NewTask | None]:
+    """Validate many tasks, one at each step; None is a wrong one. If any is wrong, the end is an error that points to what is wrong in all of them.
 
     Raises:
         UnknownTaskType, InvalidInput: as :func:`prepare` for the first that is wrong; carries pointers such as /tasks/17/payload/url.
@@ -153,6 +153,7 @@ def prepare_all(
             problems += [(f"{at}/{index}{pointer}", detail) for pointer, detail in error.problems]
             if len(problems) >= MAX_PROBLEMS:
                 break
+            yield None
         else:
             yield task
     if first is not None:

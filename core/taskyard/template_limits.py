@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from contextvars import ContextVar
 from time import thread_time
+from types import MethodType
 from typing import Any
 
 from jinja2.exceptions import SecurityError
 
+from taskyard.notifiers import Event, TaskInfo
 from taskyard.templates import MAX_MESSAGE
 
 #: Seconds of processor time that making one message may take.
@@ -60,6 +63,11 @@ def room_after(value: Any, room: int) -> int:
         elif isinstance(part, dict | list | tuple):
             room -= len(part) + 1
             left += [*part, *part.values()] if isinstance(part, dict) else part
+        elif isinstance(part, Event | TaskInfo):
+            # Its text holds all that it holds.
+            left += [getattr(part, field.name) for field in dataclasses.fields(part)]
+        elif isinstance(part, MethodType):
+            left.append(part.__self__)
         elif isinstance(part, int) and abs(part) > MAX_INTEGER:
             return -1
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from httpx2 import AsyncClient
 from sqlalchemy import Engine, event, text
 
 from taskyard_api.models import TaskOut
+from taskyard_api.routes import submissions
 
 from .conftest import placeless, submit
 
@@ -130,3 +133,26 @@ async def test_a_batch_is_counted_and_announced_like_single_tasks(app: FastAPI, 
     service.submitted = seen.append
     await batch(client, task(), task(queue="q"))
     assert [(row["queue"], row["status"]) for row in seen] == [("default", "pending"), ("q", "pending")]
+
+
+async def test_other_requests_get_their_turns_while_few_tasks_of_a_batch_take_long() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def slow() -> Iterator[None]:
+        """Refused ones, such as those with wrong templates, take as long as right ones."""
+        for _ in range(5):
+            until = time.monotonic() + submissions.TURN
+            while time.monotonic() < until:
+                pass
+            yield None
+
+    beside = asyncio.create_task(others())
+    assert await submissions._unhurried(slow()) == []
+    assert turns >= 5
+    beside.cancel()

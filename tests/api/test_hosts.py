@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -9,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from taskyard.plugins import Registry
 from taskyard.settings import ApiSettings, AuthSettings, Settings
@@ -105,6 +107,14 @@ async def test_a_refusal_says_what_to_do_and_has_an_id(calling: Make) -> None:
         document = (await client.get("http://127.0.0.1/openapi.json")).json()
     assert "421" in document["paths"]["/api/v1/tasks"]["get"]["responses"]
     assert "421" not in document["paths"]["/health/live"]["get"]["responses"]
+
+
+async def test_a_refusal_is_logged_with_its_address(calling: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="taskyard_api.watch")
+    async with calling() as client:
+        with capture_logs() as lines:
+            assert await status(client, "evil.example") == 421
+    assert [(line["status"], line["address"]) for line in lines if line["event"] == "request.done"] == [(421, "127.0.0.1")]
 
 
 async def test_the_operator_names_others(calling: Make) -> None:
