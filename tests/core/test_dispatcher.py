@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 
 from taskyard import lifecycle
 from taskyard.channels import announce
-from taskyard.dispatch import dispatcher, look
+from taskyard.dispatch import chores, dispatcher, look
 from taskyard.dispatch.app import broker_queue, broker_url, create_celery, delivery_queue, is_amqp
 from taskyard.dispatch.dispatcher import Dispatcher
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused, QueueSilent
@@ -447,6 +447,15 @@ def test_silent_workers_are_reaped_and_expired_tasks_ended(yard: Yard) -> None:
     with yard.dispatcher(worker_silence=0.5):
         until(lambda: yard.statuses([lost, expired]) == ["queued", "expired"])
     assert yard.take() == ids([lost])
+
+
+def test_a_chore_that_always_fails_keeps_no_task_from_its_dispatch_and_no_silent_worker_from_being_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "PURGE_EVERY", 0.05)
+    monkeypatch.setattr(chores, "AGAIN", 0.05)
+    yard.life.execute("ALTER TABLE idempotency_keys RENAME TO not_ours")
+    lost, waiting = yard.life.running(yard.life.worker(silent=60)), yard.life.submit()
+    with yard.dispatcher(worker_silence=0.5):
+        until(yard.all_queued([lost, waiting]))
 
 
 def test_a_queue_that_confirms_nothing_is_given_up_and_then_replaced(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from taskyard.channels import READY
 from taskyard.database_errors import driver_words, is_mistake, is_outage
 from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
+from taskyard.dispatch.chores import Chores
 from taskyard.dispatch.gathering import Gathering
 from taskyard.dispatch.look import Outlook, lines, look, served_queues, workers
 from taskyard.dispatch.overdue import Overdue
@@ -109,6 +110,7 @@ class Dispatcher:
         self._purge_at = 0.0
         self._round: retention.Round | None = None
         self._overdue = Overdue(settings.dispatch)
+        self._chores = Chores(self._purge, self._fold_digests, self._tell_operators, self._delete_unused_queues)
 
     def stop(self) -> None:
         """Finish the pass that is under way, then return from ``run``. Safe in a signal handler."""
@@ -257,9 +259,7 @@ class Dispatcher:
         expired = outlook.expiring and self._batches(lifecycle.expire)
         promoted = outlook.run_in is not None and outlook.run_in <= 0 and self._batches(lifecycle.promote)
         self._behind = expired or promoted
-        self._purge()
-        self._tell_operators()
-        self._delete_unused_queues()
+        self._chores.do()
         return outlook
 
     def _look_and_reap(self, connection: Connection) -> tuple[Outlook, Sequence[RowMapping]]:
@@ -273,11 +273,14 @@ class Dispatcher:
         """After an outage of the database all workers seem silent, and ends wait for it: they get the time to beat again, and to record these."""
         return time.monotonic() - self._steady_since > self._settings.dispatch.worker_silence
 
-    def _tell_operators(self) -> None:
-        """Fold what waits for a digest, and see now and then whether a queue is stalled or a plugin has failed."""
+    def _fold_digests(self) -> None:
+        """Fold what waits for a digest."""
         made = transaction(self._engine, digests.fold)
         for route, count in made.items():
             log.info("digest.made", route=route, count=count)
+
+    def _tell_operators(self) -> None:
+        """See now and then whether a queue is stalled or a plugin has failed."""
         if (now := time.monotonic()) < self._look_at:
             return
         self._look_at = now + min(LOOK_EVERY, self._settings.dispatch.stalled_after / 4)
@@ -291,9 +294,8 @@ class Dispatcher:
         if now < max(self._tidy_at, self._broker_back_at):
             return
         self._tidy_at = now + min(TIDY_EVERY, unused_after / 2)
-        with self._engine.begin() as connection:
-            broker_queues.mark_unused(connection)
-            unused = broker_queues.unused(connection, unused_after, TIDY_BATCH)
+        transaction(self._engine, broker_queues.mark_unused)
+        unused = transaction(self._engine, broker_queues.unused, unused_after, TIDY_BATCH)
         for queue in unused:
             try:
                 gone = [self._publisher.remove(queue, lane) for lane in LANES]
@@ -301,8 +303,7 @@ class Dispatcher:
                 log.info("dispatcher.queue_not_deleted", queue=queue, error=str(error))
                 return
             if all(gone):
-                with self._engine.begin() as connection:
-                    broker_queues.forget(connection, queue)
+                transaction(self._engine, broker_queues.forget, queue)
                 log.info("dispatcher.queue_deleted", queue=queue, unused_seconds=unused_after)
         if len(unused) == TIDY_BATCH:
             self._tidy_at = now
@@ -311,7 +312,6 @@ class Dispatcher:
         """Forget a batch of the idempotency keys whose time has passed, and tasks that are kept no longer."""
         if (now := time.monotonic()) < self._purge_at:
             return
-        # First: one that fails must not be tried at every tick, before anything is dispatched.
         self._purge_at = now + PURGE_EVERY
         with self._engine.begin() as connection:
             gone = idempotency.purge(connection, self._settings.api.idempotency_period, BATCH)
