@@ -32,6 +32,10 @@ _SECRET_KEY = re.compile(
 )
 #: The password of a URL (RFC 3986, 3.2.1). The host follows its last @ before the path.
 _URL_PASSWORD = re.compile(r"(?P<head>://[^\s:/?#@]*:)[^\s/?#]*@")
+#: A web address with a user and no password: the user is commonly a token.
+_URL_TOKEN = re.compile(r"(?P<head>https?://)[^\s:/?#@]+@", re.IGNORECASE)
+#: A web address, and the host in it.
+_WEB = re.compile(r"https?://(?:[^/?#]*@)?(?P<host>[^/?#@:]*)", re.IGNORECASE)
 #: A parameter of a URL's query or fragment, such as libpq's ?password= or OAuth's #access_token=.
 _URL_PARAMETER = re.compile(r"(?P<head>[?&#](?P<name>[^\s?&#=]+)=)(?P<value>[^\s&#]+)")
 #: An assignment in a text: libpq's ``password=x``, the repr of an object, or a member of JSON.
@@ -41,7 +45,7 @@ _ASSIGNED = re.compile(
     re.IGNORECASE,
 )
 #: Servers whose URL is of use without its password. Others may have their secrets anywhere in it, as those of chat services have.
-_SERVER = re.compile(r"(postgres|postgresql|amqp|amqps|pyamqp|redis|rediss|sentinel|https?|filesystem|memory|sqs|rpc)(\+\w+)?://", re.IGNORECASE)
+_SERVER = re.compile(r"(postgres|postgresql|amqp|amqps|pyamqp|redis|rediss|sentinel|filesystem|memory|sqs|rpc)(\+\w+)?://", re.IGNORECASE)
 #: A part of such a URL that is shorter may be any word.
 _SHORTEST_PART = 10
 #: A secret that is shorter is not looked for inside other texts: it may be any word.
@@ -119,7 +123,13 @@ def _secrets_of(secret: Secret[Any] | SecretStr | SecretBytes) -> Iterator[str]:
         yield from secrets_in(raw, "secret")
     else:
         yield held
-        yield from (part for part in re.split(r"[:/@?&=#]+", held) if "://" in held and len(part) >= _SHORTEST_PART)
+        yield from _parts_of(held)
+
+
+def _parts_of(url: str) -> Iterator[str]:
+    """The parts of a URL that may be its secret. The host of a web address is none."""
+    host = web["host"] if (web := _WEB.match(url)) else None
+    yield from (part for part in re.split(r"[:/@?&=#]+", url) if "://" in url and len(part) >= _SHORTEST_PART and part != host)
 
 
 def _url_secrets(text: str) -> Iterator[str]:
@@ -197,7 +207,8 @@ def _is_secret_parameter(name: str) -> bool:
 def mask_url(text: str) -> str:
     """The text with the password of each URL in it replaced, secrets in their queries, and assignments such as ``password=x``."""
     if "://" in text:
-        text = _URL_PARAMETER.sub(_masked_parameter, _URL_PASSWORD.sub(rf"\g<head>{MASK}@", text))
+        text = _URL_TOKEN.sub(rf"\g<head>{MASK}@", _URL_PASSWORD.sub(rf"\g<head>{MASK}@", text))
+        text = _URL_PARAMETER.sub(_masked_parameter, text)
     if "=" in text or '":' in text or "':" in text:
         text = _ASSIGNED.sub(rf"\g<head>{MASK}", text)
     return text

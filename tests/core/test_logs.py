@@ -16,7 +16,7 @@ import structlog
 from pydantic import AnyUrl, BaseModel, HttpUrl, PostgresDsn, RedisDsn, Secret, SecretBytes, SecretStr
 
 from taskyard import logs
-from taskyard.masking import Hidden, mask, secrets_in
+from taskyard.masking import Hidden, mask, mask_url, secrets_in
 from taskyard.settings import BrokerSettings, DatabaseSettings, LogSettings, PluginSettings, Route, Settings
 
 
@@ -178,6 +178,18 @@ def test_a_chat_services_url_is_a_secret_as_a_whole() -> None:
     hidden = Hidden()
     hidden.add(secrets_in({"url": SecretStr(url)}))
     assert hidden.clean(f"POST {url} and https://hooks.slack.com/services/TIiajkdnlazkcOXrIdevi7FQ") == "POST *** and https://hooks.slack.com/services/***"
+
+
+def test_a_chat_services_web_address_is_one_too_and_its_host_is_not() -> None:
+    url = "https://hooks.chat.example/services/T1JJ3T3L2/TIiajkdnlazkcOXrIdevi7FQ"
+    assert mask({"url": SecretStr(url), "typed": Secret[HttpUrl](HttpUrl(url))}) == {"url": "***", "typed": "***"}
+    hidden = Hidden()
+    hidden.add(secrets_in({"url": SecretStr(url)}))
+    assert hidden.clean("hooks.chat.example refused TIiajkdnlazkcOXrIdevi7FQ") == "hooks.chat.example refused ***"
+
+
+def test_a_token_in_the_place_of_a_user_is_masked_in_a_web_address() -> None:
+    assert mask_url("clone https://ghp_a1b2c3d4@github.com/x, then postgresql://user@h/x") == "clone https://***@github.com/x, then postgresql://user@h/x"
 
 
 def test_no_colours_are_written_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
