@@ -8,6 +8,7 @@ refused: it would hold for half of the roles only.
 from __future__ import annotations
 
 import configparser
+import ipaddress
 import os
 import pwd
 import re
@@ -39,13 +40,29 @@ SHARED: dict[str, str | None] = {
     "passfile": "PGPASSFILE",
     "target_session_attrs": "PGTARGETSESSIONATTRS",
     "connect_timeout": None,
-    "options": None,
+    "options": "PGOPTIONS",
     "hostaddr": "PGHOSTADDR",
     "keepalives": None,
     "keepalives_idle": None,
     "keepalives_interval": None,
     "keepalives_count": None,
     "tcp_user_timeout": None,
+}
+#: What Linux takes at most, by parameter.
+NUMBERS = {
+    "connect_timeout": 999_999_999,
+    "keepalives": 999_999_999,
+    "keepalives_idle": 32_767,
+    "keepalives_interval": 32_767,
+    "keepalives_count": 127,
+    "tcp_user_timeout": 2**31 - 1,
+}
+TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+WORDS = {
+    "sslmode": SSL_MODES,
+    "ssl_min_protocol_version": TLS_VERSIONS,
+    "ssl_max_protocol_version": TLS_VERSIONS,
+    "sslnegotiation": ("postgres", "direct"),
 }
 #: Who and where.
 PLACES = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
@@ -80,13 +97,15 @@ INSTEAD = {
     "channel_binding": " sslmode=verify-full with sslrootcert proves by certificate that the server is the right one.",
     "load_balance_hosts": " The hosts are tried in their order.",
 }
+#: Names that other systems have for a schema.
+SCHEMA_NAMES = ("schema", "currentschema", "search_path", "searchpath")
 KNOWN = (*PLACES, *SHARED, *ONE_DRIVER, *OURS, "service", "servicefile", "database", "ssl")
 
 _URL = r"(?P<scheme>[\w+]+)://(?:(?P<user>[^:/@?]*)(?::(?P<password>SECRET))?@)?(?P<hosts>[^/?]*)(?:/(?P<name>[^?]*))?(?:\?(?P<query>.*))?"
 _STRICT = re.compile(_URL.replace("SECRET", "[^@/]*"), re.DOTALL)
 #: SQLAlchemy takes a password with a slash in it, libpq none.
 _LENIENT = re.compile(_URL.replace("SECRET", "[^@]*"), re.DOTALL)
-_HOST = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^:\[\]]*))(?::(?P<port>\d*))?")
+_HOST = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<name>[^:@\[\]]*))(?::(?P<port>\d*))?")
 _SOCKETS = (Path("/var/run/postgresql"), Path("/run/postgresql"), Path("/tmp"))  # noqa: S108  # where servers put their sockets
 
 
@@ -119,11 +138,16 @@ def read_url(text: str, environment: Mapping[str, str] = os.environ) -> Postgres
     Raises:
         ConfigurationError: it is malformed, or has a parameter that not both drivers know; never with the password.
     """
-    given = _parts(text)
+    # A file of secrets often ends in a newline.
+    given = _parts(text.strip())
     given = _service(given, environment) | given
     for name, variable in _variables():
         if variable and environment.get(variable):
             given.setdefault(name, environment[variable])
+    if environment.get("PGREQUIRESSL", "").startswith("1"):
+        given.setdefault("sslmode", "require")
+    if damaged := next((name for name, value in given.items() if "\0" in value), None):
+        raise ConfigurationError(f"database.url: {damaged}: expected no null character (%00)")
     _refuse(given)
     user = given.get("user") or _system_user()
     hosts = _hosts(given)
@@ -142,7 +166,8 @@ def _parts(text: str) -> dict[str, str]:
     if found and not found["user"] and ("@" in (found["name"] or "") or not _are_hosts(found["hosts"])):
         found = _LENIENT.fullmatch(text)
     if not found or not _are_hosts(found["hosts"]):
-        raise ConfigurationError(EXPECTED)
+        encode = ". Write @ as %40 and / as %2F in a user or a password" if text.count("@") > 1 else ""
+        raise ConfigurationError(f"{EXPECTED}{encode}")
     backend = found["scheme"].partition("+")[0]
     if backend not in ("postgresql", "postgres"):
         raise ConfigurationError(f"database.url: Taskyard needs PostgreSQL (postgresql://...), not {backend}://")
@@ -172,7 +197,8 @@ def _query(text: str) -> dict[str, str]:
             # asyncpg's name for it, and JDBC's.
             name, value = "sslmode", {"true": "require", "false": "disable"}.get(value, value)
         if name not in KNOWN:
-            raise ConfigurationError(f"database.url: {name} is no parameter of PostgreSQL's connections.{did_you_mean(name, KNOWN)}")
+            schema = " For a schema, write options=-csearch_path%3DNAME." if name.lower() in SCHEMA_NAMES else ""
+            raise ConfigurationError(f"database.url: {name} is no parameter of PostgreSQL's connections.{schema or did_you_mean(name.lower(), KNOWN)}")
         if name == "options":
             # As SQLAlchemy writes spaces. No option of a session has a plus.
             value = value.replace("+", " ")
@@ -243,24 +269,51 @@ def _place(host: str, port: int) -> tuple[str, int]:
 
 
 def _check(parameters: Mapping[str, str], hosts: tuple[tuple[str, int], ...]) -> None:
+    for name, words in WORDS.items():
+        value = parameters.get(name, words[0])
+        if value not in words:
+            raise ConfigurationError(f"database.url: {name}: expected one of {', '.join(words)}.{did_you_mean(value, words)}")
+    for name, most in NUMBERS.items():
+        value = parameters.get(name, "0")
+        if not re.fullmatch("[0-9]{1,10}", value) or int(value) > most:
+            raise ConfigurationError(f"database.url: {name}: expected a whole number from 0 to {most}")
+    least, most_tls = (TLS_VERSIONS.index(parameters.get(f"ssl_{end}_protocol_version", word)) for end, word in (("min", "TLSv1"), ("max", "TLSv1.3")))
+    if least > most_tls:
+        raise ConfigurationError("database.url: ssl_min_protocol_version: expected no later version than ssl_max_protocol_version")
     mode = parameters.get("sslmode")
-    if mode is not None and mode not in SSL_MODES:
-        raise ConfigurationError(f"database.url: sslmode: expected one of {', '.join(SSL_MODES)}.{did_you_mean(mode, SSL_MODES)}")
     if parameters.get("sslrootcert") == "system" and mode not in (None, "verify-full"):
         raise ConfigurationError(f"database.url: sslrootcert=system: expected sslmode=verify-full with it, not {mode}")
+    if parameters.get("sslnegotiation") == "direct" and mode not in SSL_MODES[3:] and parameters.get("sslrootcert") != "system":
+        raise ConfigurationError(f"database.url: sslnegotiation=direct: expected sslmode={SSL_MODES[3]} or a stronger one with it")
     if (target := parameters.get("target_session_attrs", "any")) not in TARGETS:
         raise ConfigurationError(f"database.url: target_session_attrs={target}: expected one of {', '.join(TARGETS)}: Taskyard has to write")
-    if "hostaddr" in parameters and len(parameters["hostaddr"].split(",")) != len(hosts):
-        raise ConfigurationError("database.url: hostaddr: expected as many addresses as hosts")
-    if "hostaddr" in parameters and mode == "verify-full":
-        raise ConfigurationError("database.url: hostaddr: asyncpg checks a certificate by the address that it connects to. Leave it out, or use verify-ca.")
-    for name in ("connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"):
-        if not re.fullmatch(r"\d{1,9}", parameters.get(name, "0")):
-            raise ConfigurationError(f"database.url: {name}: expected a whole number")
+    if "hostaddr" in parameters:
+        _check_addresses(parameters["hostaddr"].split(","), hosts, mode)
     for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
         path = parameters.get(name, "")
         if path and (name, path) != ("sslrootcert", "system") and not os.access(path, os.R_OK):
             raise ConfigurationError(f"database.url: {name}: {path}: {'not readable by this user' if Path(path).exists() else 'no such file'}")
+    if "sslkey" in parameters:
+        _check_key(Path(parameters["sslkey"]))
+
+
+def _check_key(path: Path) -> None:
+    """libpq takes no key that others could read; asyncpg takes any."""
+    found = path.stat()
+    if found.st_mode & (0o037 if found.st_uid == 0 else 0o077):
+        raise ConfigurationError(f"database.url: sslkey: {path}: others may read or write it. Run chmod 600 (640, if root owns it).")
+
+
+def _check_addresses(addresses: list[str], hosts: tuple[tuple[str, int], ...], mode: str | None) -> None:
+    if len(addresses) != len(hosts):
+        raise ConfigurationError("database.url: hostaddr: expected as many addresses as hosts")
+    if mode == "verify-full":
+        raise ConfigurationError("database.url: hostaddr: asyncpg checks a certificate by the address that it connects to. Leave it out, or use verify-ca.")
+    try:
+        for address in filter(None, addresses):
+            ipaddress.ip_address(address)
+    except ValueError as error:
+        raise ConfigurationError("database.url: hostaddr: expected IP addresses; names belong in host") from error
 
 
 def _system_user() -> str:

@@ -101,6 +101,14 @@ async def test_each_parameter_of_the_url_works_with_both_drivers(database_url: s
         assert [await connection.fetchval(f"SHOW {name}") for name in ("search_path", "application_name")] == [path, "taskyard-test"]
 
 
+async def test_options_in_the_environment_hold_for_both_drivers(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-csearch_path=app")
+    settings = settings_for(database_url)
+    assert by_psycopg(settings, "search_path") == ["app"]
+    async with by_asyncpg(settings) as connection:
+        assert await connection.fetchval("SHOW search_path") == "app"
+
+
 @pytest.fixture
 def hostile(database_url: str) -> Iterator[str]:
     """A database that sets everything otherwise than Taskyard needs it."""

@@ -40,6 +40,7 @@ def arguments(url: str, **environment: str) -> dict[str, str]:
         ("postgresql://u@h/d?options=-csearch_path%3Dapp", {"options": "-csearch_path=app"}),
         ("postgresql://u@h/d?options=-c+search_path%3Dapp", {"options": "-c search_path=app"}),
         ("postgresql://h/d?options=a@b", {"host": "h", "options": "a@b"}),
+        ("postgresql://u:p@h/d\n", {"host": "h", "dbname": "d"}),
     ],
 )
 def test_each_form_of_a_url_is_read_as_libpq_and_sqlalchemy_read_it(url: str, expected: dict[str, str]) -> None:
@@ -65,6 +66,15 @@ def test_each_form_of_a_url_is_read_as_libpq_and_sqlalchemy_read_it(url: str, ex
         ("sslrootcert=/nowhere/ca.pem", "/nowhere/ca.pem: no such file"),
         ("sslrootcert=system&sslmode=require", "verify-full"),
         ("connect_timeout=soon", "whole number"),
+        ("keepalives_idle=32768", "from 0 to 32767"),
+        ("ssl_min_protocol_version=1.2", "TLSv1.2"),
+        ("ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2", "ssl_max_protocol_version"),
+        ("sslnegotiation=directly", "Did you mean 'direct'?"),
+        ("sslnegotiation=direct", "sslmode=require"),
+        ("hostaddr=localhost", "IP addresses"),
+        ("currentSchema=app", "options=-csearch_path%3DNAME"),
+        ("SSLMODE=require", "Did you mean 'sslmode'?"),
+        ("password=a%00b", "null character"),
         ("hostaddr=127.0.0.1&sslmode=verify-full", "hostaddr"),
         ("hostaddr=127.0.0.1,127.0.0.2", "as many addresses"),
         ("service=nobodys", "no such service"),
@@ -87,6 +97,21 @@ def test_what_is_no_url_of_postgresql_is_refused(url: str) -> None:
         read_url(url, {})
 
 
+def test_an_at_sign_in_a_password_is_refused_with_its_encoding_and_none_of_it_is_shown() -> None:
+    with pytest.raises(ConfigurationError, match="%40") as refused:
+        read_url("postgresql://u:s3c@ret@h/d", {})
+    assert "ret" not in str(refused.value)
+
+
+def test_a_key_that_others_can_read_is_refused_for_both_drivers_as_libpq_refuses_it(tmp_path: Path) -> None:
+    key = tmp_path / "client.key"
+    key.touch(0o600)
+    assert arguments(f"postgresql://u@h/d?sslkey={key}")["sslkey"] == str(key)
+    key.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        read_url(f"postgresql://u@h/d?sslkey={key}", {})
+
+
 @pytest.mark.parametrize(
     "query", ["channel_binding=prefer", "gssencmode=disable", "sslsni=1", "replication=false", "client_encoding=utf8", "application_name=x"]
 )
@@ -103,6 +128,8 @@ def test_variables_of_libpq_hold_for_both_drivers_and_the_url_is_stronger() -> N
     with pytest.raises(ConfigurationError, match="PGCHANNELBINDING"):
         arguments("postgresql://u@h/d", PGCHANNELBINDING="require")
     assert "client_encoding" not in arguments("postgresql://u@h/d", PGCLIENTENCODING="LATIN1")
+    assert arguments("postgresql://u@h/d", PGOPTIONS="-csearch_path=app")["options"] == "-csearch_path=app"
+    assert arguments("postgresql://u@h/d", PGREQUIRESSL="1")["sslmode"] == "require"
 
 
 def test_a_service_file_is_read_for_both_drivers(tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_no_driver_talks_to_a_database_that_is_not_who_it_says(postgres_url: str
 def test_a_client_certificate_that_no_certificate_is_stops_the_web_service_at_its_start(authority: Authority, tmp_path: Path) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_text("nothing\n")
+    junk.chmod(0o600)
     for query, named in ((f"sslrootcert={junk}", "sslrootcert"), (f"sslcert={junk}&sslkey={junk}", "sslcert")):
         with pytest.raises(ConfigurationError, match=rf"^database\.url: {named}: .*junk\.pem: expected"):
             Connector(DatabaseSettings(url=SecretStr(f"postgresql://u@localhost/d?sslmode=verify-full&{query}")))
