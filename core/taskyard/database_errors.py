@@ -38,8 +38,10 @@ _UNREACHABLE: Final = ("08", "28", "3D", "57P", "53300")
 _DRIVERS: Final = frozenset({"asyncpg", "psycopg"})
 #: A transaction that PostgreSQL has rolled back because of others.
 _UNDONE: Final = ("40001", "40P01")
-#: What stands for a plan that was cached before its table was altered, and is of no use any more.
-_STALE_PLANS: Final = ("cached plan must not change", "cached statement plan is invalid", "cache lookup failed")
+#: A plan that was cached before its table was altered, and is of no use any more: the function of PostgreSQL that refuses it, and words that no server
+#: translates, those of asyncpg and those of an internal error.
+_REFUSES_STALE_PLANS: Final = "RevalidateCachedQuery"
+_STALE_PLANS: Final = ("cached statement plan is invalid", "cache lookup failed")
 _READ_ONLY: Final = "25006"
 _NO_SUCH_STATEMENT: Final = "26000"
 #: Characters of a driver's message that are shown.
@@ -104,7 +106,8 @@ def drop_useless(context: ExceptionContext) -> None:
 def driver_words(error: BaseException) -> str:
     """The driver's own words on one line, with the passwords of URLs masked. They name hosts and users: for operators, not for clients."""
     innermost = list(_causes(error))[-1]
-    words = " ".join(str(innermost).split("\nDETAIL:", 1)[0].split())
+    # The server's sentence alone: what follows it shows values, and the statement.
+    words = " ".join((_said(innermost, "message_primary") or str(innermost).split("\nDETAIL:", 1)[0]).split())
     return mask_url(words[:_MOST_WORDS]) or type(innermost).__name__
 
 
@@ -155,7 +158,13 @@ def _sentence(error: BaseException) -> str:
 
 
 def _is_stale_plan(error: BaseException) -> bool:
-    return any(words in str(one) for one in _causes(error) for words in _STALE_PLANS)
+    return any(_said(one, "source_function") == _REFUSES_STALE_PLANS or any(words in str(one) for words in _STALE_PLANS) for one in _causes(error))
+
+
+def _said(error: BaseException, field: str) -> str | None:
+    """A field of the server's answer, by psycopg's name for it; None if the error is not psycopg's, or no answer of a server."""
+    found = getattr(getattr(error, "diag", None), field, None)
+    return found if isinstance(found, str) else None
 
 
 def _place(url: URL) -> str:

@@ -166,6 +166,8 @@ def test_the_words_of_an_error_have_no_row_in_them(run: Run, database_url: str) 
     error = _raised(run, database_url, "DO $$ BEGIN RAISE EXCEPTION 'refused' USING DETAIL = 'Failing row contains (secret).', ERRCODE = 'P0001'; END $$")
     assert driver_words(error).startswith("refused")
     assert "secret" not in driver_words(error)
+    missing = _raised(run, database_url, "SELECT 'secret' FROM no_such_table")
+    assert driver_words(missing) == 'relation "no_such_table" does not exist', "and no statement"
 
 
 def test_an_outage_is_logged_once_in_a_while_and_not_for_each_who_meets_it(run: Run, database_url: str) -> None:
