@@ -28,6 +28,8 @@ WEB_GRACE = 10.0
 BROKER_GRACE = 3.0
 #: Seconds beyond its grace that each role may take for its last statements and the end of its connections.
 _MARGIN = 5.0
+#: Seconds for the log line of a stop that takes too long. Where nobody reads the log, whoever writes to it waits for ever.
+LAST_WORDS = 1.0
 #: Exit status of a process that was ended because its stop took too long.
 OVERDUE = 70
 
@@ -69,9 +71,11 @@ class StopGuard:
         self._budget = budget
         self._step = step
         self._main = threading.main_thread().ident
-        # The thread is there before it is needed: a signal handler may write to a pipe, but not start a thread.
+        # The threads are there before they are needed: a signal handler may write to a pipe, but not start a thread.
         self._read, self._write = os.pipe()
+        self._begun = threading.Event()
         threading.Thread(target=self._watch, name="stop-guard", daemon=True).start()
+        threading.Thread(target=self._end, name="stop-end", daemon=True).start()
 
     def begin(self) -> None:
         """The stop begins now, if it has not yet. Safe in a signal handler."""
@@ -83,6 +87,7 @@ class StopGuard:
 
     def _watch(self) -> None:
         os.read(self._read, 1)
+        self._begun.set()
         ends_at = time.monotonic() + self._budget
         watched = self._step
         overdue_at = time.monotonic() + watched.seconds
@@ -98,6 +103,12 @@ class StopGuard:
         waits_for = self._step.waits_for
         log.error("stop.overdue", role=self._role, seconds=self._budget, waits_for=waits_for, at=self._place(), consequence="the process ends now")
         logging.shutdown()
+        os._exit(OVERDUE)
+
+    def _end(self) -> None:
+        """Ends the process even if the guard itself hangs."""
+        self._begun.wait()
+        time.sleep(self._budget + LAST_WORDS)
         os._exit(OVERDUE)
 
     def _call(self, overdue: Callable[[], None]) -> None:

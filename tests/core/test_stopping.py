@@ -55,6 +55,19 @@ def test_a_stop_that_is_over_its_budget_ends_with_a_line_that_says_what_it_waite
     assert "<module>" in said, "the line of code that waits is named"
 
 
+def test_a_log_that_nobody_reads_holds_no_stop_up() -> None:
+    # More than a pipe takes: the main thread waits with the lock of the output, and the guard's own line waits for that.
+    command = [sys.executable, "-c", STOPS.format(budget=1.0, then="print('x' * 1_000_000)")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=60) == OVERDUE
+        finally:
+            process.kill()
+
+
 def test_each_roles_budget_is_its_grace_and_a_little() -> None:
     settings = Settings(worker=WorkerSettings(stop_grace=10, kill_grace=1), api=ApiSettings(drain_delay=7), broker=BrokerSettings(confirm_timeout=5))
     assert {role: budget(role, settings) for role in ("web", "dispatcher", "worker")} == {"web": 22, "dispatcher": 15, "worker": 25}
