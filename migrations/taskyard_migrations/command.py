@@ -20,6 +20,12 @@ from taskyard.settings import load_settings
 from taskyard_migrations import runner
 from taskyard_migrations.limits import LOCK_TIMEOUT, STATEMENT_TIMEOUT
 
+_ADVICE = {
+    NO_RIGHTS: "The user of DATABASE_URL needs the right to create tables (GRANT CREATE ON SCHEMA public TO ...), and has to own Taskyard's.",
+    "3F000": "The search_path names no schema that is there: CREATE SCHEMA ... first.",
+    "42P07": "It is not from Taskyard's migrations: rename it, or give Taskyard a database of its own.",
+}
+
 db = typer.Typer(name="db", help=__doc__, no_args_is_help=True)
 
 LockTimeout = Annotated[str, typer.Option(help="How long to wait for a lock that others hold, such as 5s; 0 for ever.")]
@@ -47,10 +53,10 @@ def _mistakes_named(url: str) -> Iterator[None]:
     except CommandError as error:
         raise ConfigurationError(str(error)) from error
     except Unavailable as error:
-        if sqlstate_of(error) != NO_RIGHTS:
+        advice = _ADVICE.get(sqlstate_of(error) or "")
+        if advice is None:
             raise
-        needs = "The user of DATABASE_URL needs the right to create tables (GRANT CREATE ON SCHEMA public TO ...), and has to own Taskyard's."
-        raise Unavailable(f"{error} {needs}") from error
+        raise Unavailable(f"{str(error).rstrip('.')}. {advice}") from error
 
 
 @db.command()

@@ -245,6 +245,25 @@ def test_a_schema_of_its_own_is_a_way_out(url: str, database: Engine) -> None:
     assert tables(database) == {"tasks"}
 
 
+def test_a_name_that_others_take_before_a_later_migration_is_a_sentence(url: str, database: Engine) -> None:
+    runner.upgrade(url, "0011")
+    with database.begin() as connection:
+        connection.execute(text("CREATE TABLE broker_queues (id int)"))
+    run = taskyard(url, "db", "upgrade")
+    assert (run.returncode, "Traceback" in run.stderr) == (1, False)
+    assert 'relation "broker_queues" already exists. It is not from Taskyard\'s migrations' in run.stderr
+    with database.begin() as connection:
+        connection.execute(text("DROP TABLE broker_queues"))
+    runner.upgrade(url)
+    assert runner.current(url) == runner.head()
+
+
+def test_a_search_path_without_a_schema_is_a_sentence(url: str) -> None:
+    run = taskyard(f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dnowhere", "db", "upgrade")
+    assert (run.returncode, "Traceback" in run.stderr) == (1, False)
+    assert "no schema has been selected to create in. The search_path names no schema" in run.stderr
+
+
 # --- rights and encodings ---
 
 
