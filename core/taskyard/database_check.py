@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
@@ -18,7 +20,7 @@ ENCODING: Final = "UTF8"
 #: Other connections that are opened to find out whether a pooler deals one's own backend out to others. Poolers that take the backend that
 #: was given back last show it at the first; those that take turns, at the second or third.
 _ROUNDS: Final = 4
-#: Seconds that a pooler gets to find a backend for another connection.
+#: Seconds that a pooler gets to find a backend for a connection.
 _PATIENCE: Final = 5.0
 
 
@@ -34,11 +36,9 @@ def check_database(settings: DatabaseSettings) -> None:
         with connect(settings, role="check") as connection:
             if problem := encoding_problem(str(connection.info.parameter_status("server_encoding"))):
                 raise ConfigurationError(problem)
-            if _backend(connection) != connection.info.backend_pid:
-                _check_pooler(settings, connection)
+            if is_pooled(connection) and not keeps_backend(settings, connection):
+                raise ConfigurationError(_SHARED)
     except psycopg.Error as error:
-        if "pooling mode" in str(error):
-            raise ConfigurationError(_SHARED) from error
         if "unsupported startup parameter" in str(error):
             raise ConfigurationError(
                 f"database.url: a connection pooler refuses the connection: {driver_words(error)}. "
@@ -70,37 +70,57 @@ _SHARED: Final = (
 )
 
 
-def _check_pooler(settings: DatabaseSettings, own: psycopg.Connection[Any]) -> None:
-    """Refuse a pooler that gives the backend of ``own`` to others, or others' backends to it. Raises ConfigurationError."""
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
+    """Does a pooler stand in between? The process id that it gives is none of PostgreSQL's."""
+    return _backend(connection) != connection.info.backend_pid
+
+
+def keeps_backend(settings: DatabaseSettings, own: psycopg.Connection[Any]) -> bool:
+    """Has ``own``, which commits each statement, a backend of its own? Not so if the pooler gives it to others, or others' to it. Raises psycopg.Error."""
     seen = {_backend(own)}
     for _ in range(_ROUNDS):
-        other = _held_by_another(settings)
+        try:
+            other = _held_by_another(settings)
+        except psycopg.OperationalError as error:
+            if "pooling mode" in str(error):
+                return False
+            raise
         if other is None:
-            return
+            return True
         with other:
             if _backend(other) in seen or _backend(own) not in seen:
-                raise ConfigurationError(_SHARED)
+                return False
+    return True
 
 
 def _held_by_another(settings: DatabaseSettings) -> psycopg.Connection[Any] | None:
     """Another connection, in a transaction; None where the pooler has no backend left for it, as one in session mode may."""
     other = connect(settings, role="check")
-    silence = threading.Timer(_PATIENCE, cut, [other])
-    silence.start()
-    try:
-        other.autocommit = False
-        other.execute("SELECT 1")
-    except psycopg.OperationalError as error:
-        other.close()
-        if "pooling mode" in str(error) or silence.is_alive():
-            raise
-        return None
-    finally:
-        silence.cancel()
+    with _patience(other) as silence:
+        try:
+            other.autocommit = False
+            other.execute("SELECT 1")
+        except psycopg.OperationalError:
+            other.close()
+            if silence.is_alive():
+                raise
+            return None
     return other
 
 
 def _backend(connection: psycopg.Connection[Any]) -> int:
-    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    with _patience(connection):
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
     assert row is not None, "SELECT without FROM has a row"
     return int(row[0])
+
+
+@contextmanager
+def _patience(connection: psycopg.Connection[Any]) -> Iterator[threading.Timer]:
+    """Cuts a connection that is silent for too long. The timer is alive until then."""
+    silence = threading.Timer(_PATIENCE, cut, [connection])
+    silence.start()
+    try:
+        yield silence
+    finally:
+        silence.cancel()

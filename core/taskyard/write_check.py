@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from taskyard import lifecycle
 from taskyard.database_errors import is_outage, sqlstate_of
 from taskyard.records import NewTask
+from taskyard.tables import metadata
 
 OK: Final = "ok"
 #: What a web process does to which table.
@@ -25,6 +27,8 @@ _NEEDED: Final = (
     ("subscriptions", "INSERT"),
     ("idempotency_keys", "INSERT"),
 )
+#: What all roles together do to each table.
+_ALL: Final = tuple((name, act) for name in sorted(metadata.tables) for act in ("SELECT", "INSERT", "UPDATE", "DELETE"))
 _STATE = text(
     """
 SELECT current_setting('transaction_read_only')::bool AS read_only, ARRAY(
@@ -45,12 +49,21 @@ def look(connection: Connection, trial_bytes: int) -> str:
     Rights and a read-only server are asked about; with ``trial_bytes`` above 0, a task with a payload of this size is inserted, too, and rolled
     back: nothing else shows that a disk is full.
     """
-    names, acts = map(list, zip(*_NEEDED, strict=True))
-    state = connection.execute(_STATE, {"names": names, "acts": acts}).one()
+    state = _state(connection, _NEEDED)
     if state.missing:
         return f"the database's role lacks {', '.join(state.missing)}"
     # A read-only session may be so for good, though its server takes writes again: what a write raises has the pool connect anew.
     return _trial(connection, trial_bytes) if trial_bytes or state.read_only else OK
+
+
+def missing_rights(connection: Connection) -> list[str]:
+    """What some role of Taskyard does, and the database's role may not, such as ``INSERT on workers``."""
+    return list(_state(connection, _ALL).missing)
+
+
+def _state(connection: Connection, needed: Sequence[tuple[str, str]]) -> Row[Any]:
+    names, acts = map(list, zip(*needed, strict=True))
+    return connection.execute(_STATE, {"names": names, "acts": acts}).one()
 
 
 def _trial(connection: Connection, size: int) -> str:

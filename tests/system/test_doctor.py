@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from kombu import Connection, Queue
 from sqlalchemy import create_engine, make_url
 
 from taskyard import backlog
-from taskyard.children import as_nobody, dying_with_us, is_root
 from taskyard.doctor import Finding, examine, ok
 from taskyard.doctor import database as database_checks
 from taskyard.routes import disable, sync_routes
 from taskyard.settings import Route
 from tests.conftest import SERVER_RABBITMQ
 from tests.conftest import _answers as answers
-from tests.databases import cloned
+from tests.databases import admin_engine, cloned
+from tests.ground import PrivatePgBouncer, has_pgbouncer
 from tests.stack import Stack, until
 from tests.system.test_role_logs import free_port
 
@@ -141,31 +140,51 @@ def test_the_servers_words_have_an_advice(words: str, part: str) -> None:
 
 @pytest.fixture
 def pooled(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The PostgreSQL's URL by way of a PgBouncer of this test's own, in the mode that the test asks for."""
-    url, port = make_url(postgres_url), free_port()
-    # Not under the folder of a test run: that is closed to nobody.
-    folder = Path(tempfile.mkdtemp(prefix="ty-pgb-", dir="/tmp"))
-    settings = {"listen_addr": "127.0.0.1", "listen_port": port, "auth_type": "any", "pool_mode": request.param, "unix_socket_dir": ""}
-    lines = [f"{name} = {value}" for name, value in settings.items()]
-    server = f"* = host={url.host or url.query['host']} port={url.port or 5432} user={url.username}"
-    (folder / "pgbouncer.ini").write_text("\n".join(["[databases]", server, "[pgbouncer]", *lines, ""]))
-    folder.chmod(0o755)
-    command = ["pgbouncer", "-q", str(folder / "pgbouncer.ini")]
-    process = subprocess.Popen(as_nobody(command) if is_root() else dying_with_us(command), stderr=subprocess.DEVNULL)
-    until(lambda: answers(port), 20, "PgBouncer")
-    yield f"postgresql://{url.username}@127.0.0.1:{port}/{url.database}"
-    process.kill()
-    process.wait()
-    shutil.rmtree(folder)
+    """The PostgreSQL's URL by way of a PgBouncer of this test's own, with the settings that the test asks for."""
+    bouncer = PrivatePgBouncer(postgres_url, **request.param)
+    yield bouncer.url
+    bouncer.close()
 
 
-@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="PgBouncer is not installed here")
-@pytest.mark.parametrize(("pooled", "state"), [("session", "ok"), ("transaction", "fail"), ("statement", "fail")], indirect=["pooled"])
+@pytest.mark.skipif(not has_pgbouncer(), reason="PgBouncer is not installed here")
+@pytest.mark.parametrize(
+    ("pooled", "state"),
+    [
+        ({"pool_mode": "session"}, "ok"),
+        ({"pool_mode": "session", "default_pool_size": 1}, "ok"),
+        ({"pool_mode": "transaction"}, "fail"),
+        ({"pool_mode": "transaction", "server_round_robin": 1}, "fail"),
+        ({"pool_mode": "statement"}, "fail"),
+    ],
+    indirect=["pooled"],
+)
 def test_a_pooler_is_noticed_and_refused_unless_it_keeps_sessions(pooled: str, state: str, tmp_path: Path) -> None:
     _, found = findings(tmp_path, DATABASE_URL=pooled)
     pooler = found.get("pooler", found["database"])
     assert pooler["state"] == state
     assert ("session" in pooler["advice"]) == (state == "fail")
+
+
+def test_rights_that_are_missing_are_named_whichever_role_of_taskyard_needs_them(database_url: str, tmp_path: Path) -> None:
+    url, role = make_url(database_url), f"reader_{uuid.uuid4().hex[:8]}"
+    owner = admin_engine(database_url)
+    with owner.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    env = {"DATABASE_URL": url.set(username=role, password=PASSWORD).render_as_string(hide_password=False)}
+    try:
+        _, found = findings(tmp_path, **env)
+        assert "taskyard_alembic_version" in found["rights"]["detail"]
+        assert "Grant" in found["rights"]["advice"]
+        with owner.connect() as connection:
+            connection.exec_driver_sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+            connection.exec_driver_sql(f"REVOKE INSERT ON workers FROM {role}")
+        _, found = findings(tmp_path, **env)
+        assert (found["rights"]["state"], found["rights"]["detail"]) == ("fail", "the role lacks INSERT on workers")
+        assert "workers" in found, "one fault hides no other part"
+    finally:
+        with owner.connect() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
 def test_nothing_configured_names_both_variables(tmp_path: Path) -> None:

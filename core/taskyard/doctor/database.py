@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 
 from taskyard import dispatchers, queries, readiness
 from taskyard.database import database_url, sync_engine
-from taskyard.database_check import encoding_problem, server_encoding
-from taskyard.database_errors import driver_words, is_outage
+from taskyard.database_check import encoding_problem, is_pooled, keeps_backend, server_encoding
+from taskyard.database_errors import NO_RIGHTS, driver_words, is_outage, sqlstate_of
 from taskyard.doctor import Finding, fail, ok, warn
 from taskyard.doctor.waiting import check_waiting
 from taskyard.errors import ConfigurationError
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard.tables import SCHEMA_REVISION
+from taskyard.write_check import missing_rights
 
 #: Seconds that a statement of a check may take.
 STATEMENT_SECONDS = 5.0
 #: Seconds by which the clocks of this machine and of the database may differ.
 MOST_SKEW = 2.0
+#: Missing rights that are named.
+SHOWN = 8
 OLDEST_SERVER = 150000
 _SESSION_MODE = "Set pool_mode = session for Taskyard's database, or connect to PostgreSQL directly."
 #: What to do about a login that is refused, by the server's words: libpq tells no SQLSTATE of one.
@@ -35,6 +38,7 @@ _ADVICE = {
     "pooling mode": _SESSION_MODE,
     "startup parameter": "A pooler refuses a parameter of database.url: leave it out, or name it in PgBouncer's ignore_startup_parameters.",
 }
+_GRANT = "Grant the role these rights (or make it the owner), or let the server take writes."
 _NOT_THERE = "Start PostgreSQL, or correct database.url (DATABASE_URL)."
 
 
@@ -53,12 +57,13 @@ def check_database(settings: Settings) -> Iterator[Finding]:
     engine = sync_engine(_quick(settings.database), role="doctor", pool_size=2)
     place = f"{url.host or url.query.get('host', 'localhost')}:{url.port or 5432}/{url.database or ''}"
     try:
-        yield from _check_connected(engine, settings, place)
+        with engine.connect() as connection:
+            yield from _check_connected(connection, settings, place)
     except Exception as error:
         if not is_outage(error):
             raise
         words = driver_words(error)
-        yield fail("database", f"{place}: {words}", advice_for(words))
+        yield fail("rights", words, _GRANT) if sqlstate_of(error) == NO_RIGHTS else fail("database", f"{place}: {words}", advice_for(words))
     finally:
         engine.dispose()
 
@@ -67,23 +72,26 @@ def _quick(database: DatabaseSettings) -> DatabaseSettings:
     return database.model_copy(update={"statement_timeout": min(database.statement_timeout, STATEMENT_SECONDS)})
 
 
-def _check_connected(engine: Engine, settings: Settings, place: str) -> Iterator[Finding]:
-    with engine.connect() as connection:
-        yield _server(connection, place)
-        yield _encoding(connection)
-        yield _pooler(engine, connection)
-        yield _clock(connection)
-        revision = queries.schema_revision(connection)
-        yield _schema(revision)
-        if not queries.schema_is_usable(revision):
-            return
-        connection.rollback()
-        parts = readiness.look(connection, settings, 0)
-        connection.rollback()
+def _check_connected(connection: Connection, settings: Settings, place: str) -> Iterator[Finding]:
+    yield _server(connection, place)
+    yield _encoding(connection)
+    yield _pooler(connection, settings.database)
+    yield _clock(connection)
+    revision = queries.schema_revision(connection)
+    yield _schema(revision)
+    if not queries.schema_is_usable(revision):
+        return
+    connection.rollback()
+    missing = missing_rights(connection)
+    if missing:
+        yield _rights(missing)
+    parts = readiness.look(connection, settings, 0)
+    connection.rollback()
+    if not missing:
         yield _writes(parts["writes"])
-        yield from _roles(parts, settings)
-        yield _broker_as_seen(connection, settings)
-        yield from check_waiting(connection, settings)
+    yield from _roles(parts, settings)
+    yield _broker_as_seen(connection, settings)
+    yield from check_waiting(connection, settings)
 
 
 def _server(connection: Connection, place: str) -> Finding:
@@ -98,28 +106,19 @@ def _encoding(connection: Connection) -> Finding:
     return fail("encoding", encoding, problem) if problem else ok("encoding", encoding)
 
 
-def _pooler(engine: Engine, connection: Connection) -> Finding:
-    """A pooler in transaction mode gives each transaction another session, and what is set and prepared in one is missing in the next."""
-    driver = connection.connection.driver_connection
-    assert driver is not None
-    direct = connection.execute(text("SELECT pg_backend_pid()")).scalar() == driver.info.backend_pid
+def _pooler(connection: Connection, settings: DatabaseSettings) -> Finding:
     connection.rollback()
-    if direct:
-        return ok("pooler", "none: the server is reached directly")
-    if _keeps_its_session(engine, connection):
-        return ok("pooler", "there is one, in session mode")
+    # Another connection might find no backend free.
+    own: Any = connection.connection.driver_connection
+    own.autocommit = True
+    try:
+        if not is_pooled(own):
+            return ok("pooler", "none: the server is reached directly")
+        if keeps_backend(settings, own):
+            return ok("pooler", "there is one, in session mode")
+    finally:
+        own.autocommit = False
     return fail("pooler", "there is one, in transaction or statement mode", _SESSION_MODE)
-
-
-def _keeps_its_session(engine: Engine, first: Connection) -> bool:
-    """Is what one connection sets still there after another one has used the pooler?"""
-    with closing(engine.connect()) as second:
-        for connection, word in ((first, "first"), (second, "second")):
-            connection.execute(text("SELECT set_config('taskyard.doctor', :word, false)"), {"word": word})
-            connection.commit()
-        kept = first.execute(text("SELECT current_setting('taskyard.doctor', true)")).scalar() == "first"
-        first.rollback()
-        return kept
 
 
 def _clock(connection: Connection) -> Finding:
@@ -142,8 +141,13 @@ def _schema(revision: str | None) -> Finding:
 
 def _writes(state: str) -> Finding:
     if state == readiness.OK:
-        return ok("rights", "the role may read and write all that a service needs")
-    return fail("rights", state, "Grant the role these rights (or make it the owner), or let the server take writes.")
+        return ok("rights", "the role may read and write all tables, and the server takes writes")
+    return fail("rights", state, _GRANT)
+
+
+def _rights(missing: Sequence[str]) -> Finding:
+    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+    return fail("rights", f"the role lacks {', '.join(missing[:SHOWN])}{more}", _GRANT)
 
 
 def _roles(parts: dict[str, str], settings: Settings) -> Iterator[Finding]:
