@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from taskyard import __version__
+from taskyard.certificates import check_certificates
 from taskyard.database import postgres_url
 from taskyard.errors import TaskyardError
 from taskyard.metrics import Tally
@@ -19,7 +20,6 @@ from taskyard.plugins import Registry
 from taskyard.settings import Settings
 from taskyard_api import openapi, problems
 from taskyard_api.access import Gate
-from taskyard_api.connecting import check_certificates
 from taskyard_api.draining import Draining
 from taskyard_api.edge import BASE, Edge
 from taskyard_api.hosts import Hosts, misdirected

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 import asyncpg
 
 from taskyard import sessions
+from taskyard.certificates import check_certificates, load_client_certificate
 from taskyard.database import APPLICATION, KEEPALIVE, connect_timeout, postgres_url
-from taskyard.errors import ConfigurationError
 from taskyard.postgres_url import PostgresUrl
 from taskyard.settings import DatabaseSettings
 
@@ -91,31 +91,6 @@ class Connector:
         return connection
 
 
-def check_certificates(url: PostgresUrl) -> None:
-    """Load what the URL names, once: a wrong file is told at the start, and not at each request.
-
-    Raises:
-        ConfigurationError: a file has no certificate or no key, or the key's password is wrong.
-    """
-    given = url.parameters
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for name in ("sslrootcert", "sslcrl"):
-        if given.get(name) and given[name] != "system":
-            try:
-                context.load_verify_locations(cafile=given[name])
-            except OSError as error:
-                raise ConfigurationError(f"database.url: {name}: {given[name]}: expected certificates in PEM") from error
-    if given.get("sslcert"):
-        try:
-            _load_own(context, given)
-        except OSError as error:
-            raise ConfigurationError(f"database.url: sslcert: {given['sslcert']}: expected a certificate in PEM, and its key in sslkey") from error
-
-
-def _load_own(context: ssl.SSLContext, given: Mapping[str, str]) -> None:
-    context.load_cert_chain(given["sslcert"], keyfile=given.get("sslkey"), password=given.get("sslpassword", ""))
-
-
 def _arguments(url: PostgresUrl, timeout: float, command_timeout: float) -> dict[str, Any]:
     """All of asyncpg.connect's arguments but the host."""
     given = dict(url.parameters)
@@ -127,7 +102,7 @@ def _arguments(url: PostgresUrl, timeout: float, command_timeout: float) -> dict
         # asyncpg would look for a file of this name.
         context = ssl.create_default_context()
         if "sslcert" in given:
-            _load_own(context, given)
+            load_client_certificate(context, given)
         arguments["ssl"] = context
     else:
         arguments |= {"ssl": given["sslmode"]} if "sslmode" in given else {}

@@ -10,7 +10,8 @@ from typing import Any, Final
 import psycopg
 from sqlalchemy import Connection, text
 
-from taskyard.database import connect
+from taskyard.certificates import check_certificates
+from taskyard.database import connect, postgres_url
 from taskyard.database_errors import driver_words
 from taskyard.errors import ConfigurationError
 from taskyard.hangs import cut
@@ -25,13 +26,14 @@ _PATIENCE: Final = 5.0
 
 
 def check_database(settings: DatabaseSettings) -> None:
-    """Refuse a database whose encoding is not UTF8, and a pooler that deals backends out by the transaction.
+    """Refuse a certificate that is none, a database whose encoding is not UTF8, and a pooler that deals backends out by the transaction.
 
     A database that can't be reached is none of its business: roles wait for it.
 
     Raises:
         ConfigurationError: with what to do.
     """
+    check_certificates(postgres_url(settings))
     try:
         with connect(settings, role="check") as connection:
             if problem := encoding_problem(str(connection.info.parameter_status("server_encoding"))):

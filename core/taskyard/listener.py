@@ -5,6 +5,7 @@ from __future__ import annotations
 import psycopg
 from sqlalchemy import Engine
 
+from taskyard import sessions
 from taskyard.database import KEEPALIVE
 
 
@@ -21,8 +22,10 @@ class Listener:
         if self._connection is not None and not self._connection.closed:
             return
         args, keywords = self._engine.dialect.create_connect_args(self._engine.url)
-        keywords = {**KEEPALIVE, **keywords, "connect_timeout": 2, "application_name": "taskyard-listener", "autocommit": True}
+        keywords = {**KEEPALIVE, **keywords, "application_name": "taskyard-listener", "autocommit": True}
         self._connection = psycopg.connect(*args, **keywords)
+        # It may be idle for hours, whatever a database or a role says about that.
+        self._connection.execute(sessions.statement(sessions.CORRECTNESS))
         self._connection.execute(f"LISTEN {self._channel}")
 
     def fileno(self) -> int | None:

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url, text
 
 from taskyard.database import connect, sync_engine
+from taskyard.listener import Listener
 from taskyard.postgres_url import read_url
 from taskyard.sessions import CORRECTNESS
 from taskyard.settings import DatabaseSettings
@@ -137,6 +138,29 @@ async def test_each_session_has_what_it_needs_whatever_database_and_environment_
     assert dict(zip(wanted, by_psycopg(settings, *wanted), strict=True)) == wanted
     async with by_asyncpg(settings) as connection:
         assert {name: await connection.fetchval(f"SHOW {name}") for name in wanted} == wanted
+
+
+def test_a_listener_outlives_what_the_database_says_of_idle_sessions(database_url: str) -> None:
+    admin, name = admin_engine(database_url), make_url(database_url).database
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE \"{name}\" SET idle_session_timeout = '200ms'")
+    engine = sync_engine(settings_for(f"{database_url}{'&' if '?' in database_url else '?'}connect_timeout=7"), role="test", pool_size=1)
+    listener = Listener(engine, "news")
+    try:
+        listener.connect()
+        # Younger than the listener: once it is ended, the listener would have been, too.
+        plain = make_url(database_url).set(drivername="postgresql").render_as_string(False)
+        with psycopg.connect(plain, autocommit=True) as other, pytest.raises(psycopg.OperationalError):
+            list(other.notifies(timeout=60))
+        with engine.begin() as connection:
+            connection.exec_driver_sql("NOTIFY news, 'heard'")
+        assert listener.take(timeout=60) == {"heard"}
+    finally:
+        listener.close()
+        engine.dispose()
+        with admin.connect() as connection:
+            connection.exec_driver_sql("SET idle_session_timeout = 0")
+            connection.exec_driver_sql(f'ALTER DATABASE "{name}" RESET ALL')
 
 
 # --- several hosts ---

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy import make_url
 
 from taskyard.database import connect
+from taskyard.database_check import check_database
 from taskyard.database_errors import driver_words
 from taskyard.dispatch.app import create_celery
 from taskyard.dispatch.broker_tls import check_certificate
@@ -125,13 +126,15 @@ def test_no_driver_talks_to_a_database_that_is_not_who_it_says(postgres_url: str
     assert "Traceback" not in refused_upgrade.stderr
 
 
-def test_a_client_certificate_that_no_certificate_is_stops_the_web_service_at_its_start(authority: Authority, tmp_path: Path) -> None:
+def test_a_certificate_that_is_none_stops_every_role_at_its_start(authority: Authority, tmp_path: Path) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_text("nothing\n")
     junk.chmod(0o600)
     for query, named in ((f"sslrootcert={junk}", "sslrootcert"), (f"sslcert={junk}&sslkey={junk}", "sslcert")):
-        with pytest.raises(ConfigurationError, match=rf"^database\.url: {named}: .*junk\.pem: expected"):
-            Connector(DatabaseSettings(url=SecretStr(f"postgresql://u@localhost/d?sslmode=verify-full&{query}")))
+        settings = DatabaseSettings(url=SecretStr(f"postgresql://u@localhost/d?sslmode=verify-full&{query}"))
+        for starts in (check_database, Connector):
+            with pytest.raises(ConfigurationError, match=rf"^database\.url: {named}: .*junk\.pem: expected"):
+                starts(settings)
 
 
 # --- the broker ---
