@@ -137,7 +137,8 @@ class DispatchSettings(Section):
     worker_silence: Seconds = Field(15.0, description="Seconds without a heartbeat after which a worker counts as lost.")
     overdue_after: Seconds = Field(
         120.0,
-        description="Seconds past its timeout after which a task that its worker has not ended counts as lost, although the worker beats.",
+        description="Seconds past its timeout after which a task that its worker has not ended counts as lost, although the worker beats; "
+        "never fewer than `worker.cancel_grace`, three times `worker.kill_grace` and 10 s.",
     )
     max_lost: int = Field(3, ge=0, le=100, description="Times that a task may lose its worker and still be run again.")
     stalled_after: Seconds = Field(300.0, description="Seconds that a ready task may wait before its queue is told of as `queue.stalled`.")

@@ -15,7 +15,7 @@ from kombu import Connection
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
-from taskyard import lifecycle
+from taskyard import clock, lifecycle
 from taskyard.channels import announce
 from taskyard.dispatch import chores, dispatcher, look
 from taskyard.dispatch.app import broker_queue, broker_url, create_celery, delivery_queue, is_amqp
@@ -447,6 +447,19 @@ def test_silent_workers_are_reaped_and_expired_tasks_ended(yard: Yard) -> None:
     with yard.dispatcher(worker_silence=0.5):
         until(lambda: yard.statuses([lost, expired]) == ["queued", "expired"])
     assert yard.take() == ids([lost])
+
+
+def test_after_a_standstill_of_the_machine_workers_get_the_time_to_beat(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Dispatcher(yard.settings, yard.life.engine, Publisher(create_celery(yard.settings), yard.settings.broker))
+    stopped._steady_since = float("-inf")
+    stopped._rest(0.0)
+    assert stopped._is_steady()
+    times = iter([1000.0, 4600.0])
+    monkeypatch.setattr(clock, "now", lambda: next(times))
+    stopped._rest(0.0)
+    assert not stopped._is_steady()
+    stopped.stop()
+    stopped.run()
 
 
 def test_a_chore_that_always_fails_keeps_no_task_from_its_dispatch_and_no_silent_worker_from_being_found(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:

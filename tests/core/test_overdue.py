@@ -11,7 +11,7 @@ from taskyard import lifecycle
 from taskyard.dispatch import overdue
 from taskyard.dispatch.overdue import PAGE_EVERY, ROUND_EVERY, Overdue
 from taskyard.records import Finished
-from taskyard.settings import DispatchSettings
+from taskyard.settings import DispatchSettings, Settings, WorkerSettings
 
 from .life import MAX_LOST, Life, counts
 
@@ -43,7 +43,7 @@ def _reaped(life: Life, rounds: Overdue) -> set[UUID]:
 
 
 def _rounds(clock: Clock | None = None, max_lost: int = MAX_LOST) -> Overdue:
-    return Overdue(DispatchSettings(overdue_after=SLACK, max_lost=max_lost), clock or Clock())
+    return Overdue(Settings(dispatch=DispatchSettings(overdue_after=SLACK, max_lost=max_lost)), clock or Clock())
 
 
 def test_a_task_that_runs_past_its_timeout_and_the_slack_goes_back_in_line_as_lost(life: Life) -> None:
@@ -67,6 +67,14 @@ def test_one_that_was_lost_too_often_has_failed_and_one_that_was_to_be_cancelled
     assert _reaped(life, _rounds(max_lost=1)) == {spent, unwanted}
     assert (life.status(spent), life.row(spent)["error"]["code"]) == ("failed", "worker-lost")
     assert life.status(unwanted) == "cancelled"
+
+
+def test_no_setting_takes_a_run_away_while_its_worker_may_still_be_ending_it(life: Life) -> None:
+    ending = _since(life, life.running(timeout=1.0), 1 + 100)
+    late = _since(life, life.running(timeout=1.0), 1 + 200)
+    settings = Settings(dispatch=DispatchSettings(overdue_after=1.0), worker=WorkerSettings(cancel_grace=60.0, kill_grace=20.0))
+    assert _reaped(life, Overdue(settings, Clock())) == {late}
+    assert life.status(ending) == "running"
 
 
 @pytest.mark.parametrize("status", ["scheduled", "pending", "queued", "held", "succeeded", "failed"])

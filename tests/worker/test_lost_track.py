@@ -145,6 +145,31 @@ def test_while_the_system_has_no_process_to_spare_a_claimed_task_waits_for_one(w
     _runs_everything(worker)
 
 
+def test_a_process_that_is_about_to_end_gets_no_task(worker: Worker) -> None:
+    ending = worker.engine._runner._idle[0]
+    ending.spent = True
+    _succeeds(worker, worker.stack.submit("t.echo", {"word": "x"}), "sync")
+    until(lambda: worker.free("sync") == 1, what="a free slot")
+    assert ending not in worker.engine._runner._idle
+    ending.kill()
+
+
+def test_a_notification_that_can_not_be_begun_spends_no_try(worker: Worker) -> None:
+    task = worker.stack.submit("t.echo", {"word": "x"})
+    with worker.stack.engine.begin() as connection:
+        made = text(
+            """INSERT INTO deliveries (event_id, namespace, task_id, route, notifier, event, status, next_try_at)
+            SELECT id, namespace, task_id, 'any', 'log', type, 'queued', now() + interval '1 hour' FROM events WHERE task_id = :task RETURNING id"""
+        )
+        delivery = connection.execute(made, {"task": task}).scalar_one()
+        connection.execute(text("ALTER TABLE installation_secrets RENAME TO not_ours"))
+    worker.engine.offer(Message("", "deliveries", [delivery], lambda: None, worker.settled.append, lambda _: None))
+    until(lambda: worker.settled, what="the message's end")
+    with worker.stack.engine.connect() as connection:
+        row = connection.execute(text("SELECT status, attempt FROM deliveries")).one()
+    assert (row.status, row.attempt) == ("queued", 0)
+
+
 def test_processes_that_can_not_be_started_again_at_once_are_started_later(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int] = []
     start = Nursery.start

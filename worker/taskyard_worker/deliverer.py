@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from taskyard import deliveries, failpoints, metrics
 from taskyard import ids as public_ids
@@ -99,15 +99,19 @@ class Deliverer:
     async def _claim(self, ids: list[int]) -> Sequence[RowMapping]:
         # The lease outlives the try, so that no second sender starts while this one may still be sending.
         lease = self._settings.deliveries.timeout * 2 + 10
+
+        def claim(connection: Connection) -> tuple[Sequence[RowMapping], PublicIds]:
+            rows = deliveries.claim(connection, ids, lease)
+            # Once numbers are hidden they stay so. In one transaction: what is claimed and not sent has spent a try.
+            return rows, public_ids.of(connection) if rows and self._ids.secret is None else self._ids
+
         try:
-            rows: Sequence[RowMapping] = await self._ledger.call(lambda connection: deliveries.claim(connection, ids, lease))
-            if self._ids.secret is None and rows:
-                # Once numbers are hidden they stay so.
-                self._ids = await self._ledger.call(public_ids.of)
+            rows, self._ids = await self._ledger.call(claim)
         except Exception as error:
             log.warning("delivery.not_claimed", error=driver_words(error), count=len(ids))
             return []
-        return rows
+        claimed: Sequence[RowMapping] = rows
+        return claimed
 
     async def _send(self, row: RowMapping) -> str:
         structlog.contextvars.bind_contextvars(**log_fields(_job(row, self._ids)))

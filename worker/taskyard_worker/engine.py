@@ -19,7 +19,7 @@ import structlog
 import uuid_utils.compat as uuid7
 from sqlalchemy import RowMapping
 
-from taskyard import failpoints, lifecycle, metrics, system
+from taskyard import clock, failpoints, lifecycle, metrics, system
 from taskyard.database import sync_engine
 from taskyard.database_errors import driver_words
 from taskyard.hangs import bound_waits
@@ -32,7 +32,7 @@ from taskyard_worker.cancels import Cancels
 from taskyard_worker.deliverer import Deliverer
 from taskyard_worker.hearing import Hearing
 from taskyard_worker.lanes import Lane, Offer
-from taskyard_worker.lease import Lease, now
+from taskyard_worker.lease import Lease
 from taskyard_worker.ledger import Ledger
 from taskyard_worker.pace import Pace
 from taskyard_worker.processes import Nursery, Shared
@@ -354,7 +354,7 @@ class Engine:
         """
         while True:
             try:
-                asked_at = now()
+                asked_at = clock.now()
                 if not self._registered.is_set():
                     await self._register()
                 self._beat_now.clear()

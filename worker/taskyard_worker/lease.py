@@ -7,20 +7,14 @@ the process that runs it looks at the clock just before it does.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def now() -> float:
-    """Seconds on the shared clock."""
-    return time.clock_gettime(_CLOCK)
+from taskyard import clock
 
 
 def is_over(job: dict[str, Any]) -> bool:
     """May others have this job by now?"""
-    return now() >= float(job["start_by"])
+    return clock.now() >= float(job["start_by"])
 
 
 class Lease:

@@ -98,7 +98,8 @@ class Runner:
 
     async def _sync_child(self) -> Child:
         while self._idle:
-            if not (child := self._idle.popleft()).dead:
+            child = self._idle.popleft()
+            if not (child.dead or child.spent):
                 return child
         return await self._nursery.fork("sync")
 

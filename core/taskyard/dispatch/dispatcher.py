@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from taskyard import audit, broker_queues, deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
+from taskyard import audit, broker_queues, clock, deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
 from taskyard.backoff import Backoff
 from taskyard.channels import READY
 from taskyard.database_errors import driver_words, is_mistake, is_outage
@@ -109,7 +109,7 @@ class Dispatcher:
         self._behind = False
         self._purge_at = 0.0
         self._round: retention.Round | None = None
-        self._overdue = Overdue(settings.dispatch)
+        self._overdue = Overdue(settings)
         self._chores = Chores(self._purge, self._fold_digests, self._tell_operators, self._delete_unused_queues)
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Dispatcher:
                     self._steady_since = time.monotonic()
                 wait = self.tick()
                 failures = 0
-                self._sleep(wait)
+                self._rest(wait)
             except Exception as error:
                 if not is_outage(error) or is_mistake(error):
                     log.exception("dispatcher.error")
@@ -186,6 +186,14 @@ class Dispatcher:
     def _pause(self, seconds: float) -> None:
         """Do nothing for so long, or until a stop."""
         select.select([self._wake_in.fileno()], [], [], seconds)
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep. Where that took far longer than it should, this process or the machine stood still, and perhaps workers with it."""
+        due = clock.now() + seconds
+        self._sleep(seconds)
+        if (late := clock.now() - due) > self._settings.dispatch.worker_silence:
+            log.warning("dispatcher.stood_still", seconds=round(late, 1), consequence="workers get the time to beat before one counts as lost")
+            self._steady_since = time.monotonic()
 
     def _sleep(self, seconds: float) -> None:
         """Wait for a notification, a stop or the time; meanwhile dispatch what notifications name, and fill windows again."""
@@ -270,7 +278,7 @@ class Dispatcher:
         return outlook, []
 
     def _is_steady(self) -> bool:
-        """After an outage of the database all workers seem silent, and ends wait for it: they get the time to beat again, and to record these."""
+        """After an outage of the database, or a standstill, all workers seem silent, and ends wait: they get the time to beat, and to record these."""
         return time.monotonic() - self._steady_since > self._settings.dispatch.worker_silence
 
     def _fold_digests(self) -> None:

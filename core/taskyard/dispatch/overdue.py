@@ -14,20 +14,29 @@ from uuid import UUID
 from sqlalchemy import Connection, RowMapping
 
 from taskyard import lifecycle
-from taskyard.settings import DispatchSettings
+from taskyard.settings import Settings
 
 #: Live tasks that one look reads.
 PAGE: Final = 5000
+#: Seconds in which the end of a run is recorded.
+RECORDED: Final = 10.0
 #: Seconds between two looks, and from the end of one round to the next.
 PAGE_EVERY, ROUND_EVERY = 0.5, 10.0
 _START: Final = ("", UUID(int=0))
 
 
+def slack(settings: Settings) -> float:
+    """Seconds past its timeout that a task may still be running: ``dispatch.overdue_after``, but no less than its worker needs to end it."""
+    worker = settings.worker
+    return max(settings.dispatch.overdue_after, worker.cancel_grace + 3 * worker.kill_grace + RECORDED)
+
+
 class Overdue:
     """One dispatcher's rounds through the live tasks. Others may be at it too."""
 
-    def __init__(self, settings: DispatchSettings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._slack = slack(settings)
+        self._max_lost = settings.dispatch.max_lost
         self._clock = clock
         self._after = _START
         self._look_at = clock()
@@ -39,8 +48,8 @@ class Overdue:
 
     def reap(self, connection: Connection) -> list[RowMapping]:
         """Look at the next page, and put what is overdue back in line; answers rows as lifecycle.reap does."""
-        found = lifecycle.overdue(connection, self._after, self._settings.overdue_after, PAGE)
-        lost = lifecycle.reap_overdue(connection, found.ids, self._settings.overdue_after, self._settings.max_lost) if found.ids else []
+        found = lifecycle.overdue(connection, self._after, self._slack, PAGE)
+        lost = lifecycle.reap_overdue(connection, found.ids, self._slack, self._max_lost) if found.ids else []
         self._after = found.last or _START
         self._look_at = self._clock() + (PAGE_EVERY if found.last else ROUND_EVERY)
         return lost
