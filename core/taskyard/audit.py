@@ -39,6 +39,11 @@ class Actor:
         return cls(caller.key_id, caller.name, caller.namespace, address) if caller else cls("", "", NAMESPACE, address)
 
     @classmethod
+    def by_broker(cls, worker: str) -> Self:
+        """Whoever may write to the broker, such as Flower, and reached this worker."""
+        return cls("", "", NAMESPACE, f"broker: {worker}")
+
+    @classmethod
     def at_command_line(cls) -> Self:
         """The user of this machine who runs a command that speaks to the database itself."""
         try:

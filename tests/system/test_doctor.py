@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -18,10 +19,11 @@ from kombu import Connection, Queue
 from sqlalchemy import create_engine, make_url
 
 from taskyard import backlog
-from taskyard.doctor import Finding, examine, ok
+from taskyard.doctor import Finding, configuration, examine, ok
 from taskyard.doctor import database as database_checks
 from taskyard.routes import disable, sync_routes
-from taskyard.settings import Route
+from taskyard.settings import ApiSettings, Route, Settings
+from taskyard.workers import LiveWorker, stuck_sentence
 from tests.conftest import SERVER_RABBITMQ
 from tests.conftest import _answers as answers
 from tests.databases import admin_engine, cloned
@@ -131,11 +133,44 @@ def test_a_refused_login_says_what_to_correct(postgres_url: str, tmp_path: Path,
         ('FATAL: no pg_hba.conf entry for host "10.0.0.1", user "me", database "x", no encryption', "pg_hba"),
         ("FATAL: unsupported startup parameter: options", "pooler"),
         ("FATAL: sorry, too many clients already", "max_connections"),
+        ('FATAL: too many connections for role "me"', "max_connections"),
+        ("FATAL: remaining connection slots are reserved for roles with the SUPERUSER attribute", "max_connections"),
+        ('FATAL: role "me" is not permitted to log in', "LOGIN"),
+        ('FATAL: permission denied for database "x"', "Grant"),
+        ("SSL error: certificate verify failed", "sslrootcert"),
+        ("server does not support SSL, but SSL was required", "sslmode"),
+        ("FATAL: the database system is starting up", "Wait"),
         ("Connection refused", "Start PostgreSQL"),
     ],
 )
 def test_the_servers_words_have_an_advice(words: str, part: str) -> None:
     assert part in database_checks.advice_for(words)
+
+
+def test_stuck_workers_are_to_be_restarted_and_not_started() -> None:
+    stuck = stuck_sentence([LiveWorker("w1@ops", "ops", 99.0, True), LiveWorker("w2@ops", "ops", 1.0, False)])
+    dispatcher, workers = database_checks._roles({"dispatcher": "ok", "workers": stuck or ""}, Settings())
+    assert (dispatcher.state, workers.state) == ("ok", "fail")
+    assert workers.advice.startswith("Restart")
+
+
+def test_another_service_at_the_address_is_not_taken_for_ours() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        settings = Settings(api=ApiSettings(port=listening.getsockname()[1]))
+        for answer, detail in ((b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "404"), (b"220 mail.example.com ESMTP\r\n", "does not speak HTTP")):
+            answering = threading.Thread(target=_answer, args=(listening, answer))
+            answering.start()
+            (found,) = configuration.check_web(settings)
+            answering.join()
+            assert (found.state, "api.port" in found.advice) == ("fail", True)
+            assert detail in found.detail
+
+
+def _answer(listening: socket.socket, answer: bytes) -> None:
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(answer)
 
 
 @pytest.fixture

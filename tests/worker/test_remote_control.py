@@ -51,6 +51,10 @@ def test_revoke_cancels_a_task_that_waits_and_one_that_runs(stack: Stack, flower
     for task in (waiting, running):
         assert "ok" in ask(flower, stack, "revoke", task_id=[str(task)], terminate=task == running, signal="SIGTERM")
         assert stack.wait(task)["status"] == "cancelled"
+    with stack.engine.connect() as connection:
+        noted = connection.exec_driver_sql("SELECT target, address, key_id FROM audit WHERE verb = 'task.cancel'").all()
+    assert {row.target for row in noted} == {str(waiting), str(running)}
+    assert all(row.address.startswith("broker: ") and not row.key_id for row in noted)
     assert stack.wait(stack.submit("t.echo"))["status"] == "succeeded"
     assert "NotImplementedError" not in stack.log("worker")
 

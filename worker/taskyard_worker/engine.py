@@ -17,9 +17,9 @@ from uuid import UUID
 
 import structlog
 import uuid_utils.compat as uuid7
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
-from taskyard import clock, failpoints, lifecycle, metrics, system
+from taskyard import audit, clock, failpoints, lifecycle, metrics, system
 from taskyard.database import sync_engine
 from taskyard.database_errors import driver_words
 from taskyard.hangs import bound_waits
@@ -162,9 +162,16 @@ class Engine:
             self._loop.call_soon_threadsafe(lambda: self._spawn(self._revoke(anywhere, handed_out)))
 
     async def _revoke(self, anywhere: Sequence[UUID], handed_out: Sequence[UUID]) -> None:
-        patience = self._settings.dispatch.sweep_after
+        actor = audit.Actor.by_broker(self._name)
+
+        def revoke(connection: Connection) -> list[RowMapping]:
+            rows = lifecycle.revoke(connection, anywhere, handed_out)
+            for row in rows:
+                audit.record(connection, actor, "task.cancel", str(row["id"]))
+            return rows
+
         try:
-            rows = await self._ledger.call(partial(lifecycle.revoke, anywhere=anywhere, handed_out=handed_out), patience=patience)
+            rows = await self._ledger.call(revoke, patience=self._settings.dispatch.sweep_after)
         except Exception as error:
             log.error("tasks.not_revoked", error=driver_words(error), task_ids=[str(id_) for id_ in (*anywhere, *handed_out)][:10])
             return

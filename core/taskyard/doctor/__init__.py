@@ -7,6 +7,7 @@ back, and the one broker queue that it may declare is its own and gone at the en
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -53,10 +54,9 @@ def examine(groups: Sequence[tuple[str, Group]], seconds: float = GROUP_SECONDS)
     threads = {name: threading.Thread(target=_run, args=(name, group, found[name]), daemon=True) for name, group in groups}
     for thread in threads.values():
         thread.start()
+    until = time.monotonic() + seconds
     for name, thread in threads.items():
-        # All of them have been at it since the first one was waited for.
-        thread.join(seconds)
-        seconds = seconds if not thread.is_alive() else 0.1
+        thread.join(max(0.1, until - time.monotonic()))
         if thread.is_alive():
             found[name] = [*found[name], fail(name, "no answer in time", "Something between here and there drops packets, or hangs: look at the network.")]
     return [finding for name, _ in groups for finding in found[name]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import platform
 import urllib.error
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,10 @@ def check_web(settings: Settings) -> Iterator[Finding]:
             yield ok("web", f"{url} says that it is ready")
     except urllib.error.HTTPError as error:
         said = " ".join(error.read(2000).decode(errors="replace").split())
-        yield fail("web", f"{url} answered {error.code}: {said}", "The parts in the answer say what is missing.")
+        ours = error.code == 503
+        advice = "The parts in the answer say what is missing." if ours else "Something else seems to listen there: compare api.host and api.port."
+        yield fail("web", f"{url} answered {error.code}: {said}", advice)
+    except http.client.HTTPException as error:
+        yield fail("web", f"{url} does not speak HTTP: {error or type(error).__name__}", "Something else listens there: compare api.host and api.port.")
     except OSError as error:
         yield warn("web", f"nothing answers at {url}: {error}", "Start `taskyard serve`, unless the web processes are on other machines.")

@@ -27,14 +27,21 @@ MOST_SKEW = 2.0
 SHOWN = 8
 OLDEST_SERVER = 150000
 _SESSION_MODE = "Set pool_mode = session for Taskyard's database, or connect to PostgreSQL directly."
-#: What to do about a login that is refused, by the server's words: libpq tells no SQLSTATE of one.
+_CONNECTIONS = "Lower database.pool_size, or raise max_connections of the server (or the limit of the role or the database)."
+#: What to do about a login that is refused, by the server's words, the first that fit: libpq tells no SQLSTATE of one.
 _ADVICE = {
     "password authentication failed": "Correct the user and password in database.url (DATABASE_URL).",
     "no password supplied": "Give the password in database.url (DATABASE_URL).",
     "no pg_hba.conf entry": "Let this user, machine and database in: see the server's pg_hba.conf.",
+    "not permitted to log in": "Let the role log in: ALTER ROLE NAME LOGIN.",
+    "permission denied": "Grant the role of database.url this right, or make it the owner.",
+    "too many c": _CONNECTIONS,
+    "connection slots are reserved": _CONNECTIONS,
     'role "': "Correct the user in database.url (DATABASE_URL), or create the role: createuser NAME.",
     'database "': "Correct the database's name in database.url (DATABASE_URL), or create it: createdb NAME.",
-    "too many clients": "Lower database.pool_size, or raise the server's max_connections.",
+    "certificate": "Correct sslmode, sslrootcert and the host's name in database.url (DATABASE_URL), or the server's certificate.",
+    "does not support SSL": "Turn TLS on in the server, or ask for none: sslmode in database.url (DATABASE_URL).",
+    "the database system is": "Wait until the server has started or recovered; its own log says what it does.",
     "pooling mode": _SESSION_MODE,
     "startup parameter": "A pooler refuses a parameter of database.url: leave it out, or name it in PgBouncer's ignore_startup_parameters.",
 }
@@ -153,7 +160,12 @@ def _rights(missing: Sequence[str]) -> Finding:
 def _roles(parts: dict[str, str], settings: Settings) -> Iterator[Finding]:
     for part, command in (("dispatcher", "taskyard dispatcher"), ("workers", "taskyard worker")):
         state = parts[part]
-        yield ok(part, "alive") if state == readiness.OK else fail(part, state, f"Start `{command}`, with this database and broker.")
+        if state == readiness.OK:
+            yield ok(part, "alive")
+        elif state.startswith("none"):
+            yield fail(part, state, f"Start `{command}`, with this database and broker.")
+        else:
+            yield fail(part, state, "Restart those that are stuck: `taskyard health worker` names them, on their machines.")
 
 
 def _broker_as_seen(connection: Connection, settings: Settings) -> Finding:
