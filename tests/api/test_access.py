@@ -27,10 +27,11 @@ from taskyard.errors import InvalidInput, Unavailable
 from taskyard.plugins import Registry
 from taskyard.routes import sync_routes
 from taskyard.settings import ApiSettings, AuthSettings, Settings
-from taskyard_api import access
+from taskyard_api import access, bulk
 from taskyard_api.app import create_app
 from taskyard_api.edge import canonical
 from taskyard_api.models import TaskReceipt
+from taskyard_api.routes import deliveries
 from tests.api import walk
 from tests.api.conftest import client_of, force, submit
 from tests.api.test_live import reading, served
@@ -452,6 +453,25 @@ async def test_no_id_or_cursor_tells_how_much_others_did_in_between(two: Two, en
             told = [await stream.message() for _ in range(2)]
     assert [message["id"] for message in told] == [event["id"] for event in events[1:]]
     assert [json.loads(message["data"])["id"] for message in told] == [f"evt_{event['id']}" for event in events[1:]]
+
+
+async def test_the_cursor_of_an_action_tells_no_number_either(app: FastAPI, two: Two, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "MOST", 1)
+    monkeypatch.setattr(deliveries, "BATCH", 1)
+    await submit(two.ours)
+    with engine.begin() as connection:
+        ours = connection.execute(text("UPDATE deliveries SET status = 'dead', next_try_at = NULL WHERE namespace = 'ours' RETURNING id")).scalars().all()
+    assert len(ours) > 1
+    action = {"action": "redeliver", "filter": {"status": "dead"}}
+    async with with_key(app, new_key(engine, "again", namespace="ours", scopes=("admin",))) as admin:
+        first = (await admin.post("/deliveries/actions", json=action)).json()
+        assert (first["matched"], first["changed"]) == (1, 1)
+        assert int.from_bytes(base64.urlsafe_b64decode(first["next_cursor"] + "==")[6:14]) > max(ours) * 1000
+        second = (await admin.post("/deliveries/actions", json=action | {"cursor": first["next_cursor"]})).json()
+        assert (second["matched"], second["changed"]) == (1, 1)
+    with engine.connect() as connection:
+        again = connection.execute(text("SELECT id FROM deliveries WHERE namespace = 'ours' AND status = 'pending' ORDER BY id DESC")).scalars().all()
+    assert again == sorted(ours, reverse=True)[:2], "newest first, none twice"
 
 
 async def test_what_others_have_is_in_the_way_of_no_submission(two: Two, engine: Engine) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from operator import methodcaller
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -42,7 +41,7 @@ async def act_on_deliveries(request: Request, service: Serving, namespace: Names
     `matched` counts the deliveries that the filter found, `changed` those of them that are sent again. With `dry_run` nothing is changed. One request
     looks at up to 10,000 deliveries: if there may be more, the answer has a `next_cursor`, which goes on as that of `POST /tasks/actions` does.
     """
-    asked = read_delivery_action(await json_object(request))
+    asked, ids = read_delivery_action(await json_object(request)), await service.public_ids()
     filters, sought = delivery_action_filters(asked["filter"]), to_json(asked["filter"]).decode()
     lists, bound_to = service.lists, ["actions", "redeliver", namespace, asdict(filters)]
 
@@ -53,14 +52,14 @@ async def act_on_deliveries(request: Request, service: Serving, namespace: Names
         return await service.read(lists.timed(delivery_lists.matching), namespace, filters, PAGE, before)
 
     async def move(rows: Sequence[Row[Any]]) -> int:
-        ids = [] if asked.get("dry_run") else [row.id for row in rows if row.status in ENDED]
+        ended = [] if asked.get("dry_run") else [row.id for row in rows if row.status in ENDED]
         verb = lists.timed(deliveries.redeliver_many)
-        return await service.operate(request, "deliveries.redeliver", counted, verb, namespace, ids, filters.status or ENDED) if ids else 0
+        return await service.operate(request, "deliveries.redeliver", counted, verb, namespace, ended, filters.status or ENDED) if ended else 0
 
-    after = None if (cursor := asked.get("cursor")) is None else queries.number_of(cursors.decode(cursor, bound_to))
+    after = None if (cursor := asked.get("cursor")) is None else ids.reveal(queries.number_of(cursors.decode(cursor, bound_to)))
     async with lists.place(namespace):
         outcome = await bulk.act(bulk.Steps(find, move, PAGE, BATCH), after)
-    return bulk.answer(outcome, methodcaller("to_bytes", 8), bound_to)
+    return bulk.answer(outcome, lambda number: ids.hide(number).to_bytes(8), bound_to)
 
 
 @router.get("/deliveries/{delivery_id:delivery}", response_model=DeliveryOut, responses=problems(404))
