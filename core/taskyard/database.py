@@ -45,7 +45,8 @@ def libpq_arguments(settings: DatabaseSettings, *, role: str) -> dict[str, Any]:
         "application_name": f"{APPLICATION}-{role}",
         "client_encoding": "UTF8",
     }
-    return KEEPALIVE | postgres_url(settings).libpq() | ours
+    url = postgres_url(settings)
+    return {name: value for name, value in KEEPALIVE.items() if name not in url.parameters} | url.libpq() | ours
 
 
 def database_url(settings: DatabaseSettings) -> URL:

@@ -6,7 +6,6 @@ import psycopg
 from sqlalchemy import Engine
 
 from taskyard import sessions
-from taskyard.database import KEEPALIVE
 
 
 class Listener:
@@ -22,7 +21,7 @@ class Listener:
         if self._connection is not None and not self._connection.closed:
             return
         args, keywords = self._engine.dialect.create_connect_args(self._engine.url)
-        keywords = {**KEEPALIVE, **keywords, "application_name": "taskyard-listener", "autocommit": True}
+        keywords = {**keywords, "application_name": "taskyard-listener", "autocommit": True}
         self._connection = psycopg.connect(*args, **keywords)
         # It may be idle for hours, whatever a database or a role says about that.
         self._connection.execute(sessions.statement(sessions.CORRECTNESS))

@@ -63,6 +63,7 @@ WORDS = {
     "ssl_min_protocol_version": TLS_VERSIONS,
     "ssl_max_protocol_version": TLS_VERSIONS,
     "sslnegotiation": ("postgres", "direct"),
+    "gsslib": ("gssapi", "sspi"),
 }
 #: Who and where.
 PLACES = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
@@ -129,7 +130,9 @@ class PostgresUrl:
         """All of it as libpq's keywords."""
         places = {"host": ",".join(host for host, _ in self.hosts), "port": ",".join(str(port) for _, port in self.hosts)}
         who = {"user": self.user, "dbname": self.database} | ({} if self.password is None else {"password": self.password})
-        return {**places, **who, **self.parameters}
+        # By 0 people mean the system's own, but libpq hands it on to Linux, which refuses it.
+        rest = {name: value for name, value in self.parameters.items() if not name.startswith("keepalives_") or int(value)}
+        return {**places, **who, **rest}
 
 
 def read_url(text: str, environment: Mapping[str, str] = os.environ) -> PostgresUrl:
@@ -293,6 +296,11 @@ def _check(parameters: Mapping[str, str], hosts: tuple[tuple[str, int], ...]) ->
         path = parameters.get(name, "")
         if path and (name, path) != ("sslrootcert", "system") and not os.access(path, os.R_OK):
             raise ConfigurationError(f"database.url: {name}: {path}: {'not readable by this user' if Path(path).exists() else 'no such file'}")
+    root = os.path.expanduser("~/.postgresql/root.crt")  # noqa: PTH111  # it does without a home
+    if mode in SSL_MODES[4:] and "sslrootcert" not in parameters and not os.access(root, os.R_OK):
+        raise ConfigurationError(
+            f"database.url: sslmode={mode}: expected sslrootcert=FILE with it{' (or sslrootcert=system)' * (mode == 'verify-full')}, as {root} is not there"
+        )
     if "sslkey" in parameters:
         _check_key(Path(parameters["sslkey"]))
 

@@ -89,6 +89,7 @@ async def by_asyncpg(settings: DatabaseSettings) -> AsyncIterator[asyncpg.Connec
         "sslmode=disable",
         "krbsrvname=postgres",
         "ssl_min_protocol_version=TLSv1.2",
+        "keepalives_idle=0&keepalives_interval=0&keepalives_count=0&tcp_user_timeout=0",
         "client_encoding=utf8",
         "options=-csearch_path%3Dapp",
         "options=-c%20geqo%3Doff%20-c%20search_path%3Dapp",

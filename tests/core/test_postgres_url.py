@@ -35,7 +35,7 @@ def arguments(url: str, **environment: str) -> dict[str, str]:
         ("postgresql:///d?host=/run/pg&user=u&password=p&port=5433", {"host": "/run/pg", "port": "5433", "user": "u", "password": "p", "dbname": "d"}),
         ("postgresql://u@h", {"dbname": "u"}),
         ("postgresql://u@h/d?ssl=true", {"sslmode": "require"}),
-        ("postgresql://u@h/d?ssl=verify-ca", {"sslmode": "verify-ca"}),
+        (f"postgresql://u@h/d?ssl=verify-ca&sslrootcert={__file__}", {"sslmode": "verify-ca"}),
         ("postgresql://u@h/d?sslrootcert=system", {"sslrootcert": "system", "sslmode": "verify-full"}),
         ("postgresql://u@h/d?options=-csearch_path%3Dapp", {"options": "-csearch_path=app"}),
         ("postgresql://u@h/d?options=-c+search_path%3Dapp", {"options": "-c search_path=app"}),
@@ -71,6 +71,8 @@ def test_each_form_of_a_url_is_read_as_libpq_and_sqlalchemy_read_it(url: str, ex
         ("ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2", "ssl_max_protocol_version"),
         ("sslnegotiation=directly", "Did you mean 'direct'?"),
         ("sslnegotiation=direct", "sslmode=require"),
+        ("sslmode=verify-full", "sslrootcert=FILE"),
+        ("gsslib=mit", "gssapi"),
         ("hostaddr=localhost", "IP addresses"),
         ("currentSchema=app", "options=-csearch_path%3DNAME"),
         ("SSLMODE=require", "Did you mean 'sslmode'?"),
@@ -81,7 +83,8 @@ def test_each_form_of_a_url_is_read_as_libpq_and_sqlalchemy_read_it(url: str, ex
         ("sslmode", "name=value"),
     ],
 )
-def test_what_only_one_driver_can_do_is_refused_with_a_sentence_that_names_it(query: str, named: str) -> None:
+def test_what_only_one_driver_can_do_is_refused_with_a_sentence_that_names_it(query: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"^database\.url: ") as refused:
         read_url(f"postgresql://u:s3cret@h/d?{query}", {})
     assert named in str(refused.value)
