@@ -65,8 +65,12 @@ def _as_url(arguments: dict[str, str]) -> URL:
     return URL.create("postgresql+psycopg", user, password, host if single else None, int(port) if single else None, database, rest)
 
 
-def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None = None) -> Engine:
-    """An engine for worker, dispatcher and commands. ``role`` names it in pg_stat_activity. Raises ConfigurationError."""
+def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None = None, lock_timeout: float = 0.0) -> Engine:
+    """An engine for worker, dispatcher and commands. ``role`` names it in pg_stat_activity, ``lock_timeout`` is in seconds, 0 for none.
+
+    Raises:
+        ConfigurationError: the settings name no database, or not one that both drivers can have.
+    """
     engine = create_engine(
         _as_url(libpq_arguments(settings, role=role)),
         json_deserializer=from_json,
@@ -76,7 +80,7 @@ def sync_engine(settings: DatabaseSettings, *, role: str, pool_size: int | None 
         pool_pre_ping=False,
     )
     listen(engine, "handle_error", drop_useless)
-    sessions.set_up(engine, sessions.of_roles(settings), connect_timeout(settings))
+    sessions.set_up(engine, sessions.of_roles(settings, lock_timeout), connect_timeout(settings))
     return engine
 
 

@@ -44,9 +44,13 @@ PLANNING: Final = {"enable_seqscan": "off", "jit": "off"}
 STANDSTILL: Final = 5_000
 
 
-def of_roles(settings: DatabaseSettings) -> str:
-    """The statement that sets up a role's session."""
-    timeouts = {"statement_timeout": str(int(settings.statement_timeout * 1000)), "idle_in_transaction_session_timeout": str(STANDSTILL)}
+def of_roles(settings: DatabaseSettings, lock_timeout: float = 0.0) -> str:
+    """The statement that sets up a role's session. ``lock_timeout`` is in seconds; 0: no other than a statement has."""
+    timeouts = {
+        "statement_timeout": str(int(settings.statement_timeout * 1000)),
+        "idle_in_transaction_session_timeout": str(STANDSTILL),
+        "lock_timeout": str(int(lock_timeout * 1000)),
+    }
     return statement(CORRECTNESS | PLANNING | timeouts)
 
 

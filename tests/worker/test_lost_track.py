@@ -49,6 +49,11 @@ class Worker:
     def free(self, lane: str) -> int:
         return self.engine._lanes[lane]._free
 
+    def beats(self) -> None:
+        """Wait for a heartbeat."""
+        last = self.stack.value("SELECT beat_at FROM workers")
+        until(lambda: self.stack.value("SELECT beat_at FROM workers") > last, what="a heartbeat")
+
 
 @pytest.fixture
 def worker(own_stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Worker]:
@@ -168,6 +173,23 @@ def test_a_notification_that_can_not_be_begun_spends_no_try(worker: Worker) -> N
     with worker.stack.engine.connect() as connection:
         row = connection.execute(text("SELECT status, attempt FROM deliveries")).one()
     assert (row.status, row.attempt) == ("queued", 0)
+
+
+def test_a_row_that_somebody_keeps_locked_holds_up_neither_the_heartbeat_nor_other_tasks(worker: Worker) -> None:
+    gate = worker.stack.gate()
+    task = worker.stack.submit("t.agated", gate.payload(), queue="default")
+    worker.hint(task, lane="async")
+    worker.stack.wait(task, "running")
+    with worker.stack.engine.connect() as person:
+        person.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE"), {"id": task})
+        gate.open()
+        until(lambda: worker.engine._ledger._waiting.failures > 0, what="the first try to record its end")
+        for _ in range(2):
+            _succeeds(worker, worker.stack.submit("t.echo", {"word": "x"}, queue="default"), "sync")
+            worker.beats()
+        assert worker.stack.task(task)["status"] == "running"
+        person.rollback()
+    assert worker.stack.wait(task)["status"] == "succeeded"
 
 
 def test_processes_that_can_not_be_started_again_at_once_are_started_later(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

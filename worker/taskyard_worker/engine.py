@@ -40,6 +40,9 @@ from taskyard_worker.runner import Runner
 
 log = structlog.get_logger(__name__)
 
+#: Seconds that a commit waits for a row which somebody keeps locked. All requests of a worker, its heartbeat too, share one connection.
+LOCK_TIMEOUT = 2.0
+
 
 @dataclass(eq=False, slots=True)
 class Message:
@@ -114,7 +117,7 @@ class Engine:
         self._queues = queues
         self._processes = processes
         self._connect_anew = connect_anew
-        self._database = sync_engine(settings.database, role="worker", pool_size=2)
+        self._database = sync_engine(settings.database, role="worker", pool_size=2, lock_timeout=LOCK_TIMEOUT)
         bound_waits(self._database, settings.database)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run_loop, name="engine", daemon=True)

@@ -159,7 +159,9 @@ class Ledger:
             return {}
         if len(batch) == 1 or (is_outage(error) and not was_rolled_back(error)):
             return dict.fromkeys(batch, error)
-        untried, refused, until = deque(batch), Refused(), time.monotonic() + ONE_BY_ONE
+        # New ones first: one that was refused before may take long to be refused again, and the heartbeat can't wait for that.
+        untried = deque(sorted(batch, key=lambda request: request.refused_at is not None))
+        refused, until = Refused(), time.monotonic() + ONE_BY_ONE
         while untried and time.monotonic() < until:
             if len(refused) == REFUSALS and len(refused) + len(untried) == len(batch):
                 break
