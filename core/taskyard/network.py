@@ -15,6 +15,12 @@ _PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
+def own_url(host: str, port: int) -> str:
+    """The URL by which a program of this machine calls a service that listens on ``host`` and ``port``."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # told apart, not bound
+    return f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
+
+
 def open_directly(url: str, *, timeout: float) -> Any:
     """Open a URL of this machine as :func:`urllib.request.urlopen` does, past every proxy of the environment: none can reach our loopback."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout)

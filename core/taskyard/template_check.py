@@ -110,6 +110,12 @@ def _mistake(node: nodes.Node, own: Collection[str], environment: jinja2.Environ
         ):
             known = () if holder in own else _FIELDS.get(holder, ())
             return f"{holder} has no {name!r}.{_near(name, known)}" if known and name not in known else None
+        case nodes.Pow():
+            return "a message has no **"
+        case nodes.NSRef(name=name):
+            return f"a message can't set a part of {name!r}: set a name without a dot"
+        case nodes.Call(node=nodes.Name(name=name)) if name in VARIABLES and name not in own:
+            return f"{name!r} can't be called"
         case nodes.Call(node=nodes.Getattr(attr=name)) if name not in _METHODS:
             return f"a message can't call {name!r}.{_near(name, _METHODS)}"
         case nodes.Filter() | nodes.Test() | nodes.Call() if len({pair.key for pair in node.kwargs}) < len(node.kwargs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import urllib.error
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from taskyard.database import APPLICATION, connect, sync_engine
 from taskyard.database_errors import outages_named
 from taskyard.dispatchers import longest_silence
 from taskyard.errors import TaskyardError, Unavailable
-from taskyard.network import open_directly
+from taskyard.network import open_directly, own_url
 from taskyard.settings import Settings, load_settings
 from taskyard.spelling import did_you_mean
 
@@ -40,15 +41,13 @@ SELECT count(*) = 0 OR bool_or(broker_error IS NULL) FROM dispatchers WHERE host
 def web() -> None:
     """The service answers on its port, and its database and schema are usable."""
     settings = load_settings()
-    wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # told apart, not bound
-    host = wildcard.get(settings.api.host, settings.api.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api.port}/health/ready"
+    url = f"{own_url(settings.api.host, settings.api.port)}/health/ready"
     try:
         with open_directly(url, timeout=SECONDS_TO_ANSWER):  # our own http:// address
             return
     except urllib.error.HTTPError as error:
         raise Unavailable(f"{url} answered {error.code}: {error.read(2000).decode(errors='replace')}") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise Unavailable(f"{url} does not answer: {error}") from error
 
 

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 
 from taskyard import __version__
 from taskyard.doctor import Finding, fail, ok, warn
-from taskyard.network import open_directly
+from taskyard.network import open_directly, own_url
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
 
 SECONDS = 5.0
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # told apart, not bound
 
 
 def check_version() -> Finding:
@@ -42,8 +41,7 @@ def check_plugins(registry: Registry, settings: Settings) -> Iterator[Finding]:
 
 def check_web(settings: Settings) -> Iterator[Finding]:
     """The web process at the configured address. It may well run elsewhere."""
-    host = _ANY.get(settings.api.host, settings.api.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api.port}/health/ready"
+    url = f"{own_url(settings.api.host, settings.api.port)}/health/ready"
     try:
         with open_directly(url, timeout=SECONDS):
             yield ok("web", f"{url} says that it is ready")

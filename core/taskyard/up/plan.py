@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskyard.errors import ConfigurationError
+from taskyard.network import own_url
 from taskyard.settings import Settings, is_loopback
 
 
@@ -29,9 +30,7 @@ class Plan:
     @property
     def url(self) -> str:
         """The service's address, for a program on this machine."""
-        wildcard = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # told apart, not bound
-        host = wildcard.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return own_url(self.host, self.port)
 
     def roles(self) -> dict[str, list[str]]:
         """The commands of the roles by name, in the order in which they are stopped."""
