@@ -20,7 +20,7 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from taskyard.database_errors import OutageLog, drop_useless, outages_named
+from taskyard.database_errors import OutageLog, drop_useless, is_bad_data, outages_named
 from taskyard.errors import Unavailable
 from taskyard.retrying import retried_async
 from taskyard.settings import DatabaseSettings
@@ -89,8 +89,10 @@ class Database:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Unavailable:
-            self.writes.failed()
+        except Exception as error:
+            # What blames our data may be a fault of the schema: a trial tells.
+            if isinstance(error, Unavailable) or is_bad_data(error):
+                self.writes.failed()
             raise
 
     async def _run(self, connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], work: Callable[[Connection], R]) -> R:

@@ -131,6 +131,19 @@ async def test_submissions_that_the_database_refuses_are_503_and_the_service_is_
         assert (await _submit(client)).status_code == 201
 
 
+async def test_a_service_whose_tables_refuse_right_rows_is_not_ready(client: AsyncClient, own_url: str) -> None:
+    assert (await _submit(client)).status_code == 201
+    with psycopg.connect(make_url(own_url).set(username="postgres", password=None).render_as_string(), autocommit=True) as owner:
+        owner.execute("ALTER TABLE tasks ADD COLUMN theirs int NOT NULL DEFAULT 1")
+        owner.execute("ALTER TABLE tasks ALTER COLUMN theirs DROP DEFAULT")
+        assert (await _submit(client)).status_code == 500
+        ready = await client.get(READY)
+        assert (ready.status_code, ready.json()["parts"]["writes"]) == (503, "a trial write failed (SQLSTATE 23502)")
+        owner.execute("ALTER TABLE tasks DROP COLUMN theirs")
+        assert (await client.get(READY)).status_code == 200
+        assert (await _submit(client)).status_code == 201
+
+
 @pytest.mark.parametrize("fault", [_read_only, _no_right, _no_table, _full])
 async def test_a_service_that_has_never_written_knows_whether_it_could(client: AsyncClient, own_url: str, fault: Fault) -> None:
     role = str(make_url(own_url).username)

@@ -122,7 +122,7 @@ async def test_no_request_pays_for_connections_that_a_restart_closed(client: Asy
     assert [answer.status_code for answer in answers] == [200] * 5 + [201]
 
 
-async def test_a_fault_is_a_500_with_an_id_that_the_log_has_too(client: AsyncClient, engine: Engine) -> None:
+async def test_data_that_the_database_refuses_and_no_check_foresaw_is_a_500_with_an_id_that_the_log_has_too(client: AsyncClient, engine: Engine) -> None:
     task = await submit(client)
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE tasks ADD CONSTRAINT nobody_knows_of_it CHECK (priority <> 7)"))
