@@ -297,7 +297,8 @@ def _check(parameters: Mapping[str, str], hosts: tuple[tuple[str, int], ...]) ->
         if path and (name, path) != ("sslrootcert", "system") and not os.access(path, os.R_OK):
             raise ConfigurationError(f"database.url: {name}: {path}: {'not readable by this user' if Path(path).exists() else 'no such file'}")
     root = os.path.expanduser("~/.postgresql/root.crt")  # noqa: PTH111  # it does without a home
-    if mode in SSL_MODES[4:] and "sslrootcert" not in parameters and not os.access(root, os.R_OK):
+    by_network = not all(host.startswith("/") for host, _ in hosts)
+    if by_network and mode in SSL_MODES[4:] and "sslrootcert" not in parameters and not os.access(root, os.R_OK):
         raise ConfigurationError(
             f"database.url: sslmode={mode}: expected sslrootcert=FILE with it{' (or sslrootcert=system)' * (mode == 'verify-full')}, as {root} is not there"
         )

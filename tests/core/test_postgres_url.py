@@ -133,6 +133,7 @@ def test_variables_of_libpq_hold_for_both_drivers_and_the_url_is_stronger() -> N
     assert "client_encoding" not in arguments("postgresql://u@h/d", PGCLIENTENCODING="LATIN1")
     assert arguments("postgresql://u@h/d", PGOPTIONS="-csearch_path=app")["options"] == "-csearch_path=app"
     assert arguments("postgresql://u@h/d", PGREQUIRESSL="1")["sslmode"] == "require"
+    assert arguments("postgresql://u@%2Frun%2Fpg/d", PGSSLMODE="verify-full")["host"] == "/run/pg", "a socket has no certificate"
 
 
 def test_a_service_file_is_read_for_both_drivers(tmp_path: Path) -> None:
