@@ -471,6 +471,16 @@ def test_a_chore_that_always_fails_keeps_no_task_from_its_dispatch_and_no_silent
         until(yard.all_queued([lost, waiting]))
 
 
+def test_a_purge_that_failed_and_is_overdue_makes_no_busy_loop(yard: Yard) -> None:
+    yard.life.execute("ALTER TABLE idempotency_keys RENAME TO not_ours")
+    failing = Dispatcher(yard.settings, yard.life.engine, Publisher(create_celery(yard.settings), yard.settings.broker))
+    failing.tick()
+    failing._purge_at = 0.0
+    assert failing.tick() > 0
+    failing.stop()
+    failing.run()
+
+
 def test_a_queue_that_confirms_nothing_is_given_up_and_then_replaced(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     app = create_celery(yard.settings)
     publisher = Publisher(app, yard.settings.broker)

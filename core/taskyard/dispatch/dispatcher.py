@@ -166,10 +166,11 @@ class Dispatcher:
         self._tell_presence()
         metrics.flush_if_due(self._engine, self._tally)
         wait = 0.0 if self._behind else outlook.wait(self._settings.dispatch.tick)
+        soon, now = self._settings.dispatch.tick / REFILLS[0], time.monotonic()
         if deliveries_filled is Filled.FULL:
-            wait = min(wait, self._settings.dispatch.tick / REFILLS[0])
-        now = time.monotonic()
-        return max(min(wait, max(0.0, self._purge_at - now)), self._broker_back_at - now)
+            wait = min(wait, soon)
+        # A purge that failed is overdue until its turn as a chore comes.
+        return max(min(wait, max(soon, self._purge_at - now)), self._broker_back_at - now)
 
     def _tell_presence(self) -> None:
         """Look now and then whether the broker answers, even with nothing to send, and say so."""
