@@ -40,7 +40,7 @@ _WEB = re.compile(r"https?://(?:[^/?#]*@)?(?P<host>[^/?#@:]*)", re.IGNORECASE)
 _URL_PARAMETER = re.compile(r"(?P<head>[?&#](?P<name>[^\s?&#=]+)=)(?P<value>[^\s&#]+)")
 #: An assignment in a text: libpq's ``password=x``, the repr of an object, or a member of JSON.
 _ASSIGNED = re.compile(
-    r"""(?P<head>(?:password|passwd|passphrase|pwd|secret|token|api_?key)(?:\s{0,2}=\s{0,2}|['"]\s{0,2}:\s{0,2}(?=['"])))"""
+    r"""(?P<head>(?:password|passwd|passphrase|pwd|secret|token|(?:api|access|private|signing|encryption|shared|master)[_-]?key)(?:\s{0,2}=\s{0,2}|['"]\s{0,2}:\s{0,2}(?=['"])))"""
     r"""(?:'[^'\n]{0,1000}'|"[^"\n]{0,1000}"|[^\s,;&)'"\]}]+)""",
     re.IGNORECASE,
 )

@@ -192,6 +192,12 @@ def test_a_token_in_the_place_of_a_user_is_masked_in_a_web_address() -> None:
     assert mask_url("clone https://ghp_a1b2c3d4@github.com/x, then postgresql://user@h/x") == "clone https://***@github.com/x, then postgresql://user@h/x"
 
 
+def test_keys_that_a_text_assigns_are_masked() -> None:
+    assert (
+        mask_url("AWS_SECRET_ACCESS_KEY=abc, apiKey: 1, 'private-key': 'x y', a_key=1") == "AWS_SECRET_ACCESS_KEY=***, apiKey: 1, 'private-key': ***, a_key=1"
+    )
+
+
 def test_no_colours_are_written_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     assert not sys.stderr.isatty()
     logs.configure(LogSettings(format="console"))
