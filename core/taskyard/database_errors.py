@@ -32,7 +32,8 @@ _MISTAKES: Final = ("42", "0A", "21", "2F", "34", "XX")
 #: Missing rights are the operator's: a sentence says enough.
 NO_RIGHTS: Final = "42501"
 _TOO_LONG: Final = "57014"
-_LOCKED: Final = "55P03"
+#: A lock that was not to be had in time.
+LOCKED: Final = "55P03"
 #: Classes and states of a server that is not there for this login, rather than one that refuses a statement.
 _UNREACHABLE: Final = ("08", "28", "3D", "57P", "53300")
 _DRIVERS: Final = frozenset({"asyncpg", "psycopg"})
@@ -150,7 +151,7 @@ def _sentence(error: BaseException) -> str:
     state = sqlstate_of(error)
     if state == _TOO_LONG:
         return "The database took too long for this, and was stopped. A list, or an action, with more filters is quicker."
-    if state == _LOCKED:
+    if state == LOCKED:
         return "The database can't do this now: what it needs is locked."
     if state is None or state.startswith(_UNREACHABLE):
         return "The database can't be reached now."

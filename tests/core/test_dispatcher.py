@@ -471,6 +471,22 @@ def test_a_chore_that_always_fails_keeps_no_task_from_its_dispatch_and_no_silent
         until(yard.all_queued([lost, waiting]))
 
 
+def test_a_row_of_a_silent_worker_that_somebody_keeps_locked_holds_up_no_dispatch(yard: Yard) -> None:
+    lost, waiting = yard.life.running(yard.life.worker(silent=60)), yard.life.submit()
+    loop = Dispatcher(yard.settings, yard.life.engine, Publisher(create_celery(yard.settings), yard.settings.broker))
+    loop._steady_since = float("-inf")
+    with yard.life.engine.connect() as person:
+        person.execute(text("SELECT FROM tasks WHERE id = :id FOR UPDATE"), {"id": lost})
+        loop.tick()
+        assert yard.statuses([lost, waiting]) == ["running", "queued"]
+        person.rollback()
+    loop._reap_at = 0.0
+    loop.tick()
+    assert yard.statuses([lost, waiting]) == ["queued", "queued"]
+    loop.stop()
+    loop.run()
+
+
 def test_a_purge_that_failed_and_is_overdue_makes_no_busy_loop(yard: Yard) -> None:
     yard.life.execute("ALTER TABLE idempotency_keys RENAME TO not_ours")
     failing = Dispatcher(yard.settings, yard.life.engine, Publisher(create_celery(yard.settings), yard.settings.broker))

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 from taskyard import audit, broker_queues, clock, deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
 from taskyard.backoff import Backoff
 from taskyard.channels import READY
-from taskyard.database_errors import driver_words, is_mistake, is_outage
+from taskyard.database_errors import LOCKED, driver_words, is_mistake, is_outage, sqlstate_of
 from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
 from taskyard.dispatch.chores import Chores
@@ -54,6 +54,8 @@ BATCH, BATCHES = 1000, 20
 #: Ended tasks that one commit deletes, and seconds that a tick spends on them at most: dispatch waits meanwhile.
 PURGE_BATCH, PURGE_FOR = 200, 0.05
 PURGE_TIMEOUT = text("SET LOCAL statement_timeout = '2s'")
+#: How long a reap waits for a row that somebody keeps locked, and seconds until it is tried again.
+REAP_TIMEOUT, REAP_AGAIN = text("SET LOCAL lock_timeout = '2s'"), 5.0
 #: Seconds between two purges, and after one that left something.
 PURGE_EVERY, PURGE_AGAIN = 10.0, 0.25
 #: Seconds between two looks for stalled queues and failed plugins.
@@ -108,6 +110,7 @@ class Dispatcher:
         self._steady_since = float("inf")
         self._behind = False
         self._purge_at = 0.0
+        self._reap_at = 0.0
         self._round: retention.Round | None = None
         self._overdue = Overdue(settings)
         self._chores = Chores(self._purge, self._fold_digests, self._tell_operators, self._delete_unused_queues)
@@ -260,7 +263,8 @@ class Dispatcher:
         self._workers, self._served = registered, served_queues(registered)
 
     def _housekeep(self) -> Outlook:
-        outlook, lost = transaction(self._engine, self._look_and_reap)
+        outlook = transaction(self._engine, look, self._settings.dispatch.worker_silence)
+        lost = self._reap_silent() if outlook.silent and self._is_steady() else []
         failpoints.hit("housekeep.committed")
         if self._overdue.due and self._is_steady():
             lost = [*lost, *transaction(self._engine, self._overdue.reap)]
@@ -271,12 +275,22 @@ class Dispatcher:
         self._chores.do()
         return outlook
 
-    def _look_and_reap(self, connection: Connection) -> tuple[Outlook, Sequence[RowMapping]]:
-        dispatch = self._settings.dispatch
-        outlook = look(connection, dispatch.worker_silence)
-        if outlook.silent and self._is_steady():
-            return outlook, lifecycle.reap(connection, dispatch.worker_silence, dispatch.max_lost)
-        return outlook, []
+    def _reap_silent(self) -> Sequence[RowMapping]:
+        """Give up silent workers. A row of theirs that somebody keeps locked puts that off, and holds up no dispatch."""
+        if time.monotonic() < self._reap_at:
+            return []
+        try:
+            return transaction(self._engine, self._reap)
+        except Exception as error:
+            if sqlstate_of(error) != LOCKED:
+                raise
+            self._reap_at = time.monotonic() + REAP_AGAIN
+            log.warning("dispatcher.reap_put_off", error=driver_words(error), seconds=REAP_AGAIN)
+            return []
+
+    def _reap(self, connection: Connection) -> Sequence[RowMapping]:
+        connection.execute(REAP_TIMEOUT)
+        return lifecycle.reap(connection, self._settings.dispatch.worker_silence, self._settings.dispatch.max_lost)
 
     def _is_steady(self) -> bool:
         """After an outage of the database, or a standstill, all workers seem silent, and ends wait: they get the time to beat, and to record these."""
