@@ -15,7 +15,9 @@ from taskyard.database import connect, postgres_url
 from taskyard.database_errors import driver_words
 from taskyard.errors import ConfigurationError
 from taskyard.hangs import cut
+from taskyard.schema_version import TABLE as VERSION_TABLE
 from taskyard.settings import DatabaseSettings
+from taskyard.tables import metadata
 
 ENCODING: Final = "UTF8"
 #: Other connections that are opened to find out whether a pooler deals one's own backend out to others. Poolers that take the backend that
@@ -26,7 +28,8 @@ _PATIENCE: Final = 5.0
 
 
 def check_database(settings: DatabaseSettings) -> None:
-    """Refuse a certificate that is none, a database whose encoding is not UTF8, and a pooler that deals backends out by the transaction.
+    """Refuse a certificate that is none, a database whose encoding is not UTF8, a search path by which others' tables hide ours, and a
+    pooler that deals backends out by the transaction.
 
     A database that can't be reached is none of its business: roles wait for it.
 
@@ -37,6 +40,8 @@ def check_database(settings: DatabaseSettings) -> None:
     try:
         with connect(settings, role="check") as connection:
             if problem := encoding_problem(str(connection.info.parameter_status("server_encoding"))):
+                raise ConfigurationError(problem)
+            if problem := hidden_tables_problem(connection):
                 raise ConfigurationError(problem)
             if is_pooled(connection) and not keeps_backend(settings, connection):
                 raise ConfigurationError(_SHARED)
@@ -64,6 +69,26 @@ def encoding_problem(encoding: str) -> str | None:
     if encoding == ENCODING:
         return None
     return f"The database's encoding is {encoding}, and Taskyard needs {ENCODING}: CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0."
+
+
+#: Tables that an unqualified name of ours means, in another schema than our version table.
+_HIDING = """
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM unnest(%s::text[]) AS ours (name)
+  JOIN pg_class c ON c.oid = to_regclass(ours.name) JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relnamespace <> (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(%s)) ORDER BY 1
+"""
+
+
+def hidden_tables_problem(connection: psycopg.Connection[Any]) -> str | None:
+    """What is wrong with the search path, if anything: a schema before ours may have tables of the same names. Raises psycopg.Error."""
+    with _patience(connection):
+        hiding = [row[0] for row in connection.execute(_HIDING, (list(metadata.tables), VERSION_TABLE))]
+    if not hiding:
+        return None
+    return (
+        f"{hiding[0]} hides Taskyard's table of this name, which is in another schema. "
+        "Name Taskyard's schema alone in the search path: ?options=-csearch_path%3DNAME in DATABASE_URL, or ALTER ROLE ... SET search_path."
+    )
 
 
 _SHARED: Final = (

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
+from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from taskyard.database_check import check_database
 from taskyard.errors import ConfigurationError
 from taskyard.queries import schema_revision
+from taskyard.settings import DatabaseSettings
 from taskyard.tables import metadata
 from taskyard_migrations import runner
 from taskyard_migrations.ownership import MOVED
@@ -256,6 +259,20 @@ def test_a_name_that_others_take_before_a_later_migration_is_a_sentence(url: str
         connection.execute(text("DROP TABLE broker_queues"))
     runner.upgrade(url)
     assert runner.current(url) == runner.head()
+
+
+def test_tables_of_others_that_hide_ours_by_the_search_path_stop_every_role_with_a_sentence(url: str, database: Engine) -> None:
+    runner.upgrade(url)
+    settings = DatabaseSettings(url=SecretStr(f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3Dfront,public"))
+    check_database(settings)
+    with database.begin() as connection:
+        connection.execute(text("CREATE SCHEMA front"))
+        connection.execute(text("CREATE TABLE front.shop (id int)"))
+    check_database(settings)
+    with database.begin() as connection:
+        connection.execute(text("CREATE TABLE front.tasks (id int)"))
+    with pytest.raises(ConfigurationError, match=r"^front\.tasks hides Taskyard's table"):
+        check_database(settings)
 
 
 def test_a_search_path_without_a_schema_is_a_sentence(url: str) -> None:

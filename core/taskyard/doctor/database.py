@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, text
 
 from taskyard import dispatchers, queries, readiness
 from taskyard.database import database_url, sync_engine
-from taskyard.database_check import encoding_problem, is_pooled, keeps_backend, server_encoding
+from taskyard.database_check import encoding_problem, hidden_tables_problem, is_pooled, keeps_backend, server_encoding
 from taskyard.database_errors import NO_RIGHTS, driver_words, is_outage, sqlstate_of
 from taskyard.doctor import Finding, fail, ok, warn
 from taskyard.doctor.waiting import check_waiting
@@ -82,7 +83,7 @@ def _quick(database: DatabaseSettings) -> DatabaseSettings:
 def _check_connected(connection: Connection, settings: Settings, place: str) -> Iterator[Finding]:
     yield _server(connection, place)
     yield _encoding(connection)
-    yield _pooler(connection, settings.database)
+    yield from _session(connection, settings.database)
     yield _clock(connection)
     revision = queries.schema_revision(connection)
     yield _schema(revision)
@@ -113,18 +114,24 @@ def _encoding(connection: Connection) -> Finding:
     return fail("encoding", encoding, problem) if problem else ok("encoding", encoding)
 
 
-def _pooler(connection: Connection, settings: DatabaseSettings) -> Finding:
+def _session(connection: Connection, settings: DatabaseSettings) -> Iterator[Finding]:
     connection.rollback()
     # Another connection might find no backend free.
     own: Any = connection.connection.driver_connection
     own.autocommit = True
     try:
-        if not is_pooled(own):
-            return ok("pooler", "none: the server is reached directly")
-        if keeps_backend(settings, own):
-            return ok("pooler", "there is one, in session mode")
+        if problem := hidden_tables_problem(own):
+            yield fail("search path", "others' tables hide Taskyard's", problem)
+        yield _pooler(own, settings)
     finally:
         own.autocommit = False
+
+
+def _pooler(own: psycopg.Connection[Any], settings: DatabaseSettings) -> Finding:
+    if not is_pooled(own):
+        return ok("pooler", "none: the server is reached directly")
+    if keeps_backend(settings, own):
+        return ok("pooler", "there is one, in session mode")
     return fail("pooler", "there is one, in transaction or statement mode", _SESSION_MODE)
 
 
