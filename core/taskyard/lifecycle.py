@@ -85,7 +85,6 @@ def allowed_verbs(status: str) -> tuple[str, ...]:
 _TASK = "t.id, t.namespace, t.type, t.queue, t.lane, t.priority, t.tags, t.attempt, t.fence, t.status, t.version, t.awaited, t.subscribed"
 
 
-#
 # What a route with digests wants waits for the dispatcher to fold it (digests.py). Only a task that says so has subscriptions: OFFSET keeps
 # PostgreSQL from reading them all, to join them with nothing.
 def _tail(subscriptions: str = "subscriptions") -> str:
