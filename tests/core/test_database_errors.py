@@ -111,7 +111,7 @@ def test_data_that_postgresql_refuses_is_no_outage(run: Run, database_url: str) 
 
 def test_a_login_that_is_refused_and_a_server_that_is_not_there_are_outages(run: Run, database_url: str) -> None:
     url = make_url(database_url)
-    for wrong in (url.set(port=1, host="127.0.0.1"), url.set(database="no_such"), url.set(host="no-such-host.invalid")):
+    for wrong in (url.set(port=1, host="127.0.0.1", query={}), url.set(database="no_such"), url.set(host="no-such-host.invalid", query={})):
         error = _raised(run, wrong.render_as_string(hide_password=False), "SELECT 1")
         assert is_outage(error)
         assert not is_bad_data(error)
@@ -151,7 +151,7 @@ def test_a_mistake_of_ours_is_known_from_a_trouble_of_the_server(run: Run, datab
 
 
 def test_clients_are_told_nothing_of_the_installation_and_operators_all(run: Run, database_url: str) -> None:
-    refused = make_url(database_url).set(host="127.0.0.1", port=1).render_as_string(hide_password=False)
+    refused = make_url(database_url).set(host="127.0.0.1", port=1, query={}).render_as_string(hide_password=False)
     with pytest.raises(Unavailable) as of_client, outages_named():
         run(refused, "SELECT 1")
     assert str(of_client.value) == "The database can't be reached now."

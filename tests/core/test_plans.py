@@ -143,7 +143,7 @@ def test_parked_tasks_are_found_before_all_that_is_planned(deep: Connection) -> 
 def test_a_tasks_place_is_counted_from_the_line_and_no_further_than_asked(deep: Connection) -> None:
     last = deep.execute(text("SELECT max(id::text)::uuid FROM tasks WHERE in_line AND priority = 5")).scalar()
     for priority, id_ in ((5, last), (9, last), (0, last)):
-        values = {"queue": "default", "lane": "sync", "priority": priority, "id": id_, "limit": RUNNING}
+        values = {"queue": "default", "lane": "sync", "priority": priority, "id": id_, "limit": RUNNING, "namespace": "default"}
         assert indexes(deep, place._AHEAD, **values) == {"ix_tasks_line"}
 
 
