@@ -18,7 +18,7 @@ from sqlalchemy import URL, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from taskyard.errors import Unavailable
+from taskyard.errors import TaskyardError, Unavailable
 from taskyard.masking import mask_url
 
 log = structlog.get_logger(__name__)
@@ -106,10 +106,17 @@ def drop_useless(context: ExceptionContext) -> None:
 
 def driver_words(error: BaseException) -> str:
     """The driver's own words on one line, with the passwords of URLs masked. They name hosts and users: for operators, not for clients."""
-    innermost = list(_causes(error))[-1]
+    cause = _speaking(list(_causes(error)))
     # The server's sentence alone: what follows it shows values, and the statement.
-    words = " ".join((_said(innermost, "message_primary") or str(innermost).split("\nDETAIL:", 1)[0]).split())
-    return mask_url(words[:_MOST_WORDS]) or type(innermost).__name__
+    words = " ".join((_said(cause, "message_primary") or str(cause).split("\nDETAIL:", 1)[0]).split())
+    return mask_url(words[:_MOST_WORDS]) or type(cause).__name__
+
+
+def _speaking(causes: list[BaseException]) -> BaseException:
+    """The one of these causes whose words help: a database's innermost one, else the outermost that is not an error of ours."""
+    if any(map(_is_of_database, causes)):
+        return causes[-1]
+    return next((cause for cause in causes if not isinstance(cause, TaskyardError)), causes[-1])
 
 
 class OutageLog:

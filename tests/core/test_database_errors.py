@@ -170,6 +170,16 @@ def test_the_words_of_an_error_have_no_row_in_them(run: Run, database_url: str) 
     assert driver_words(missing) == 'relation "no_such_table" does not exist', "and no statement"
 
 
+def test_the_words_are_those_of_the_error_that_knows_the_reason() -> None:
+    def raised(reason: Exception, cause: Exception) -> Exception:
+        reason.__cause__ = cause
+        return reason
+
+    assert driver_words(raised(Unavailable("The database can't be reached now."), ConnectionRefusedError("refused"))) == "refused"
+    assert driver_words(raised(ConnectionError("RabbitMQ blocks publishers"), TimeoutError("timed out"))) == "RabbitMQ blocks publishers"
+    assert driver_words(raised(Unavailable("The database can't be reached now."), psycopg.OperationalError("no password"))) == "no password"
+
+
 def test_an_outage_is_logged_once_in_a_while_and_not_for_each_who_meets_it(run: Run, database_url: str) -> None:
     outages = OutageLog()
     with capture_logs() as lines:

@@ -91,7 +91,7 @@ def test_an_alarm_of_the_broker_costs_time_and_neither_a_queue_nor_a_task(strict
     try:
         tasks = [stack.submit("t.echo", {"word": "held up"}), stack.submit("t.asleep", {"seconds": 0})]
         # More often than it takes for a silent queue to be replaced.
-        until(lambda: stack.log("dispatcher").count("RabbitMQ blocks publishers") > SILENCES, 40, "the dispatcher's complaint")
+        until(lambda: stack.log("dispatcher").count("RabbitMQ blocks publishers") > SILENCES, what="the dispatcher's complaint")
     finally:
         strict_broker.ctl("set_vm_memory_high_watermark", "0.4")
     for task in tasks:

@@ -15,7 +15,7 @@ from taskyard.dispatch.app import broker_queue, delivery_queue
 from taskyard.settings import BrokerSettings
 from tests.stack import Stack, until
 
-QUICK = {"TASKYARD_DISPATCH__WORKER_SILENCE": "2", "TASKYARD_WORKER__HEARTBEAT": "0.3", "TASKYARD_DISPATCH__TICK": "0.2"}
+QUICK = {"TASKYARD_DISPATCH__WORKER_SILENCE": "6", "TASKYARD_WORKER__HEARTBEAT": "0.3", "TASKYARD_DISPATCH__TICK": "0.2"}
 
 
 def _up(stack: Stack, **env: str) -> Stack:
@@ -187,7 +187,8 @@ def test_plain_celery_starts_a_worker_and_its_options_work(own_stack: Stack) -> 
     assert str(stack.value("SELECT name FROM workers")).startswith("plain@")
     assert stack.value("SELECT queues FROM workers") == ["io"]
     left = stack.submit("t.echo")
-    stack.wait(left, "queued")
+    assert stack.wait(stack.submit("t.aecho", {"word": "after"}))["status"] == "succeeded"
+    assert stack.task(left)["status"] == "pending", "no worker serves its queue"
 
 
 def test_a_garbled_or_forged_message_harms_nothing(own_stack: Stack) -> None:

@@ -29,7 +29,7 @@ from .records import Records
 
 PLUGIN = Path(__file__).parent / "plugin"
 #: Seconds within which a failpoint is reached, or a stopped worker is given up.
-REACHED_WITHIN = 60.0
+REACHED_WITHIN = 150.0
 CONFIGURATION = """
 [[routes]]
 name = "ends"
