@@ -16,6 +16,7 @@ from sqlalchemy import Engine, text
 from taskyard import Context, Retry, handler, hookspecs
 from taskyard.notifiers import DeliveryContext, Event
 from taskyard.plugins import Plugin, Registry
+from taskyard.schema_version import TABLE as VERSIONS
 from taskyard.settings import DatabaseSettings, Route, Settings
 from taskyard_api.app import create_app
 from tests.databases import admin_engine, cloned, empty
@@ -117,11 +118,14 @@ def shared_database_url(postgres_url: str, template: str) -> Iterator[str]:
 
 @pytest.fixture
 def database_url(shared_database_url: str) -> Iterator[str]:
-    """One for all tests of the service, and empty for each of them."""
-    yield shared_database_url
+    """One for all tests of the service. Each finds it empty, and at the newest revision."""
     admin = admin_engine(shared_database_url)
     with admin.connect() as connection:
+        revision = connection.execute(text(f"SELECT version_num FROM {VERSIONS}")).scalar_one()
+    yield shared_database_url
+    with admin.connect() as connection:
         empty(connection)
+        connection.execute(text(f"UPDATE {VERSIONS} SET version_num = :revision"), {"revision": revision})
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from taskyard import dispatchers, gauges, metrics
 from taskyard.gauges import GAUGES
 from taskyard.metrics import SHARED, Tally
 from taskyard.plugins import Registry
+from taskyard.schema_version import TABLE as VERSIONS
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_api.app import create_app
 from taskyard_api.exposition import Exposition
@@ -242,13 +243,18 @@ async def test_ready_names_the_part_and_workers_and_dispatchers_are_shown_and_de
     status, named = await parts()
     assert status == 200
     assert {name for name, state in named.items() if state != "ok"} == {"dispatcher", "workers", "broker"}
-    for wrong, said in (
-        ("UPDATE taskyard_alembic_version SET version_num = '0001'", "at 0001, needs"),
-        ("DROP TABLE taskyard_alembic_version", "at nothing, needs"),
+    for wrong, right, said in (
+        (f"UPDATE {VERSIONS} SET version_num = '0001'", "SELECT 1", "at 0001, needs"),
+        (f"ALTER TABLE {VERSIONS} RENAME TO hidden", f"ALTER TABLE hidden RENAME TO {VERSIONS}", "at nothing, needs"),
     ):
         with engine.begin() as connection:
             connection.execute(text(wrong))
-        status, named = await parts()
+        try:
+            status, named = await parts()
+        finally:
+            # The tests of the service share this database.
+            with engine.begin() as connection:
+                connection.execute(text(right))
         assert status == 503
         assert named["database"] == "ok"
         assert said in named["schema"]
