@@ -79,7 +79,6 @@ def test_a_payload_is_read_by_json_rules_in_the_worker_too(stack: Stack) -> None
     assert (row["status"], row["result"]) == ("succeeded", "2030-01-01T00:00:00Z")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["end of the process", "segmentation fault", "closed files"])
 def test_a_handler_that_ends_the_shared_process_fails_alone(own_stack: Stack, what: str) -> None:
     stack = own_stack

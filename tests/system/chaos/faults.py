@@ -303,11 +303,16 @@ class Faults:
         return int(self._database.value(f"SELECT count(*) FROM tasks WHERE {where}", **values))
 
     def _kill_child(self, fault: Fault) -> bool:
-        if not reached(lambda: self._roles.handlers_of(fault.lane)):
-            return False
+        chance = random.Random(f"{self._plan.seed} {fault}")
+        return reached(lambda: self._killed_one(self._roles.handlers_of(fault.lane), chance))
+
+    def _killed_one(self, handlers: list[psutil.Process], chance: random.Random) -> bool:
+        """Each may end before it is killed: then another one is tried."""
         with suppress(psutil.NoSuchProcess):
-            random.Random(f"{self._plan.seed} {fault}").choice(self._roles.handlers_of(fault.lane)).kill()
-        return True
+            if handlers:
+                chance.choice(handlers).kill()
+                return True
+        return False
 
 
 _MOVED = "SELECT id, type, queue, lane, ended, updated_at FROM tasks WHERE updated_at > :seen ORDER BY updated_at LIMIT 500"
