@@ -74,7 +74,7 @@ def test_a_rolling_restart_of_the_service_loses_no_request_of_clients_that_heed_
             until(lambda served=served: len(balancer.answers) > served + 50, 60, "load on the other")  # type: ignore[misc]  # a lambda with a default
             until(lambda port=port: balancer.ready[port], 60, "its turn")  # type: ignore[misc]  # a lambda with a default
     assert balancer.failures == []
-    assert set(balancer.answers) == {201}
+    assert set(balancer.answers) == {201}, "\n".join(hard.log(f"web {number}")[-20_000:] for number in range(len(ports)))
     assert hard.value("SELECT count(*) FROM tasks") == len(balancer.answers)
 
 
