@@ -28,6 +28,7 @@ from tests.conftest import SERVER_RABBITMQ
 from tests.conftest import _answers as answers
 from tests.databases import admin_engine, cloned
 from tests.ground import PrivatePgBouncer, has_pgbouncer
+from tests.servers import REQUIRED
 from tests.stack import Stack, until
 from tests.system.test_role_logs import free_port
 
@@ -181,7 +182,7 @@ def pooled(postgres_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     bouncer.close()
 
 
-@pytest.mark.skipif(not has_pgbouncer(), reason="PgBouncer is not installed here")
+@pytest.mark.skipif(not REQUIRED and not has_pgbouncer(), reason="PgBouncer is not installed here")
 @pytest.mark.parametrize(
     ("pooled", "state"),
     [
@@ -235,7 +236,7 @@ def test_settings_that_can_not_be_read_are_a_finding(tmp_path: Path) -> None:
     assert "TASKYARD_API__PORT" in found["settings"]["detail"]
 
 
-@pytest.mark.skipif(not answers(5672), reason="no RabbitMQ answers here")
+@pytest.mark.skipif(not REQUIRED and not answers(5672), reason="no RabbitMQ answers here")
 def test_rabbitmqs_refusals_are_told_with_the_queue(tmp_path: Path) -> None:
     wrong = make_url(SERVER_RABBITMQ).set(password=PASSWORD).render_as_string(hide_password=False)
     _, found = findings(tmp_path, CELERY_BROKER_URL=wrong)

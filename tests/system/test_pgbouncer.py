@@ -24,9 +24,10 @@ from taskyard.settings import DatabaseSettings
 from taskyard_api.connecting import Connector
 from taskyard_migrations.runner import head
 from tests.ground import PrivatePgBouncer, free_port, has_pgbouncer
+from tests.servers import REQUIRED
 from tests.stack import Stack, until
 
-pytestmark = [pytest.mark.one_pair, pytest.mark.skipif(not has_pgbouncer(), reason="PgBouncer is not installed")]
+pytestmark = [pytest.mark.one_pair, pytest.mark.skipif(not REQUIRED and not has_pgbouncer(), reason="PgBouncer is not installed")]
 Pool = Callable[..., str]
 
 
