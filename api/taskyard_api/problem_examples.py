@@ -67,10 +67,10 @@ SAMPLES: Mapping[type[TaskyardError], tuple[TaskyardError, str]] = {
 #: What each slug has beside what all have: the members that are always there, and those that may be.
 _MEMBERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "invalid-request": ((), ("errors",)),
-    "unknown-task-type": (("near", "errors"), ()),
+    "unknown-task-type": (("near", "task_type", "errors"), ()),
     "illegal-transition": (("allowed",), ("task_status", "delivery_status")),
     "version-conflict": (("version",), ()),
-    "unique-conflict": (("task_id",), ("errors",)),
+    "unique-conflict": (("task_id", "unique_key"), ("errors",)),
     "idempotency-mismatch": ((), ("errors",)),
     "too-large": ((), ("errors",)),
     "internal": (("id",), ()),

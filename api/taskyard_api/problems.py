@@ -97,10 +97,12 @@ class Problem(BaseModel):
     instance: str
     errors: list[ProblemPart] | None = Field(None, description="With invalid-request and unknown-task-type, and with unique-conflict in a batch.")
     near: list[str] | None = Field(None, description="With unknown-task-type: installed types with a similar name.")
+    task_type: str | None = Field(None, description="With unknown-task-type: the type that was asked for, or the first of them in a batch.")
     task_status: str | None = Field(None, description="With illegal-transition: the task's status.")
     delivery_status: str | None = Field(None, description="With illegal-transition: the delivery's status, where it is about one.")
     allowed: list[str] | None = Field(None, description="With illegal-transition: the verbs that the status allows.")
     task_id: str | None = Field(None, description="With unique-conflict: the task that has the key.")
+    unique_key: str | None = Field(None, description="With unique-conflict: the key.")
     version: int | None = Field(None, description="With version-conflict: the task's version now.")
     id: str | None = Field(None, description="With internal: what to look for in the service's log.")
 
@@ -168,11 +170,11 @@ def _members(error: TaskyardError) -> dict[str, Any]:
         return {"version": error.version}
     if isinstance(error, UniqueConflict):
         where = {"errors": [{"pointer": error.pointer, "detail": "a live task has this unique_key"}]} if error.pointer else {}
-        return where | {"task_id": error.task_id}
+        return where | {"task_id": error.task_id, "unique_key": error.unique_key}
     if isinstance(error, PayloadTooLarge):
         return {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in error.problems[:MAX_PROBLEMS]]}
     if isinstance(error, InvalidInput):
-        near = {"near": error.near} if isinstance(error, UnknownTaskType) else {}
+        near = {"near": error.near, "task_type": error.type[:200]} if isinstance(error, UnknownTaskType) else {}
         return near | {"errors": [{"pointer": pointer, "detail": detail} for pointer, detail in error.problems]}
     return {}
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from operator import methodcaller
 from typing import Any, ClassVar, Literal
 from uuid import UUID, uuid4
 
@@ -19,10 +20,11 @@ import pytest
 from pydantic import HttpUrl
 from sqlalchemy import Engine, text
 
+import taskyard
 from taskyard import client as api
 from taskyard import keys, lifecycle, tasklogs
 from taskyard.client import AsyncClient, Client, New, Retries
-from taskyard.errors import ConfigurationError
+from taskyard.errors import ConfigurationError, InvalidInput
 from taskyard.plugins import Registry
 from taskyard.records import Finished
 from taskyard.routes import sync_routes
@@ -202,6 +204,64 @@ def test_each_problem_of_the_service_has_an_exception_of_its_own() -> None:
     slugs = {kind.slug for kind in [*KINDS.values(), INTERNAL]}
     assert {slug: kind.__name__ for slug, kind in api.Problem.slugs.items()} == {slug: slug.title().replace("-", "") for slug in slugs}
     assert all(getattr(api, kind.__name__) is kind for kind in api.Problem.slugs.values())
+
+
+def test_a_batch_is_taken_from_whatever_brings_its_tasks(call: Caller) -> None:
+    handles = call(lambda client: client.batch(New(fetch, PAGE, tags=(f"{kind}-{n}" for kind in "ab")) for n in range(3)))
+    assert [handle.task.tags for handle in handles] == [("a-0", "b-0"), ("a-1", "b-1"), ("a-2", "b-2")]
+    assert len(call(lambda client: client.list())) == 3
+
+
+def test_a_batch_takes_dicts_as_the_service_does(call: Caller, engine: Engine) -> None:
+    written = {"type": "anything", "payload": {"n": 1}, "priority": 9, "delay": timedelta(minutes=1)}
+    first, second = call(lambda client: client.batch([written, {"type": fetch, "payload": PAGE}]))
+    assert (first.task.payload, first.task.priority, first.task.status, second.task.type) == ({"n": 1}, 9, "scheduled", "pages.fetch")
+    finish(engine, second.id, start(engine, second.id), result='{"size": 3}')
+    assert call.value(second.result()) == Page(size=3)
+    with pytest.raises(api.InvalidRequest, match=r"/tasks/0/prio: .*priority"):
+        call(lambda client: client.batch([{"type": "anything", "payload": None, "prio": 1}]))
+    assert call(lambda client: client.check(written)).priority == 9
+
+
+@pytest.mark.parametrize("wrong", [None, "anything", 1, ["anything", {}]])
+def test_what_is_no_task_is_refused_with_its_place_before_anything_is_sent(call: Caller, wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match="expected New") as refused:
+        call(lambda client: client.batch([New(fetch, PAGE), wrong]))
+    assert refused.value.problems == (("/tasks/1", "expected a task"),)
+    assert not call(lambda client: client.list())
+
+
+def test_what_can_not_be_sent_is_told_and_not_retried(call: Caller) -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    for payload in (object(), loop, {(1, 2): 3}):
+        with pytest.raises(InvalidInput, match="can't be sent as JSON"):
+            call(methodcaller("submit", "anything", payload))
+
+
+def test_a_handle_is_taken_by_a_types_name_or_its_handler(call: Caller, engine: Engine) -> None:
+    task = call(lambda client: client.submit(fetch, PAGE))
+    finish(engine, task.id, start(engine, task.id), result='{"size": 3}')
+    assert call.value(call(lambda client: client.handle(task.id, "pages.fetch")).result()) == {"size": 3}
+    assert call.value(call(lambda client: client.handle(str(task.id))).result()) == {"size": 3}
+    assert call.value(call(lambda client: client.handle(task.id, fetch)).result()) == Page(size=3)
+    for use in (methodcaller("handle", task.id, fetch.function), methodcaller("submit", fetch.function, PAGE)):
+        with pytest.raises(InvalidInput, match=r"no task type: expected a handler, as @handler makes it"):
+            call(use)
+
+
+def test_errors_that_taskyard_has_under_the_same_name_are_one_to_catch(call: Caller) -> None:
+    same = {name for name in set(api.__all__) & set(taskyard.__all__) if issubclass(getattr(taskyard, name), Exception)}
+    assert same == {"UniqueConflict", "UnknownTaskType"}
+    assert all(issubclass(getattr(api, name), getattr(taskyard, name)) for name in same)
+    with pytest.raises(taskyard.UnknownTaskType) as unknown:
+        call(lambda client: client.submit("pages.fetsh", {}))
+    assert (unknown.value.type, unknown.value.near, unknown.value.problems) == ("pages.fetsh", ("pages.fetch",), (("/type", "unknown task type"),))
+    holder = call(lambda client: client.submit(fetch, PAGE, unique_key="one"))
+    with pytest.raises(taskyard.UniqueConflict) as conflict:
+        call(lambda client: client.batch([New(fetch, PAGE), New(fetch, PAGE, unique_key="one")]))
+    assert (conflict.value.unique_key, conflict.value.task_id, conflict.value.index) == ("one", str(holder.id), 1)
+    assert conflict.value.pointer == "/tasks/1/unique_key"
 
 
 def test_problems_say_what_is_wrong_where(call: Caller) -> None:

@@ -100,14 +100,14 @@ def client(url: str, tmp_path: Path) -> Iterator[Client]:
     made.close()
 
 
-def run(engine: Engine, id_: str, outcome: Any) -> None:
+def run(engine: Engine, id_: str, outcome: Any, *, result: str | None = '{"status": 200}', error: dict[str, Any] | None = None) -> None:
     """Be the dispatcher and the worker of one task."""
     worker = uuid4()
     with engine.begin() as connection:
         lifecycle.register_worker(connection, worker, "w", [QUEUE], {})
         lifecycle.dispatch(connection, QUEUE, "async", 10, 60)
         (row,) = lifecycle.claim(connection, worker, QUEUE, "async", [UUID(id_)], ["http.request"], 1)
-        lifecycle.finish(connection, [Finished(row["id"], row["fence"], outcome, result='{"status": 200}')], 3)
+        lifecycle.finish(connection, [Finished(row["id"], row["fence"], outcome, result=result, error=error)], 3)
 
 
 def wait_until_submitted(client: Client) -> str:
@@ -227,6 +227,26 @@ def test_watch_tells_each_event_once_until_the_end(client: Client, engine: Engin
     out, err = watching.communicate(timeout=60)
     assert watching.returncode == code, err
     assert [first["type"], *(json.loads(line)["type"] for line in out.splitlines())] == ["task.submitted", "task.started", f"task.{outcome}"]
+
+
+def test_people_see_a_tasks_result_and_events_as_json(client: Client, engine: Engine) -> None:
+    id_ = client.submit()["id"]
+    run(engine, id_, "succeeded", result='{"ok": true, "pages": [1, null]}')
+    out, _ = client("tasks", "watch", id_)
+    assert out.splitlines()[-2:] == ["status  succeeded", 'result  {"ok": true, "pages": [1, null]}']
+    assert '"worker": "w"' in out
+    assert "{'" not in out
+    out, _ = client("tasks", "show", id_)
+    assert '"worker": "w"' in out
+    assert '{"ok": true, "pages": [1, null]}' in out
+    assert "{'" not in out
+
+
+def test_people_see_why_a_task_has_no_result(client: Client, engine: Engine) -> None:
+    id_ = client.submit()["id"]
+    run(engine, id_, "failed", error={"code": "no-disk", "message": "full", "traceback": "many lines"})
+    out, _ = client("tasks", "watch", id_, code=1)
+    assert out.splitlines()[-2:] == ["status  failed", 'error   {"code": "no-disk", "message": "full"}']
 
 
 def test_what_a_client_submitted_can_not_drive_the_terminal(client: Client) -> None:

@@ -49,8 +49,20 @@ def write_json(data: Any, *, indent: int | None = 2) -> None:
 
 def text(value: Any) -> Text:
     """A cell. Control characters are escaped: what a client submitted must not drive an operator's terminal."""
-    shown = "" if value is None else ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    shown = _words(value)
     return Text(escape_controls(shown), style=STYLES.get(shown, ""))
+
+
+def _words(value: Any) -> str:
+    """A value for people: words as they are, several of them with commas, and all that has a structure as JSON."""
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return ", ".join(value)
+    return json_text(value) if isinstance(value, dict | list | tuple | bool) else "" if value is None else str(value)
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON, on one line."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: Collection[str] = ()) -> None:
@@ -79,8 +91,9 @@ def write_pairs(pairs: Iterable[tuple[str, Any]]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs:
-        if value not in (None, "", [], {}, False):
-            table.add_row(name, text(json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value))
+        # Not among those of the tuple: 0 is equal to False.
+        if value is not False and value not in (None, "", [], {}):
+            table.add_row(name, text(value))
     _print(table)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from taskyard.cli.output import AsJson, console, write_json, write_pairs
+from taskyard.cli.output import AsJson, console, json_text, write_json, write_pairs
 from taskyard.cli.rest import Key, ProfileName, Url, complete_queue, complete_type, connect
 from taskyard.client import Client, Event, New, Task
 from taskyard.client.models import Answer
@@ -94,7 +94,14 @@ def write_answer(answer: Answer, *, as_json: bool) -> None:
     if as_json:
         write_json(shown)
     else:
-        write_pairs((name.replace("_", " "), value) for name, value in shown.items() if name != "version")
+        write_pairs((name.replace("_", " "), _legible(name, value, shown)) for name, value in shown.items() if name != "version")
+
+
+def _legible(name: str, value: Any, task: dict[str, Any]) -> Any:
+    """A field for people. Payloads and results are JSON, also where they are empty: a task that succeeded has a result, be it null."""
+    if name == "payload" or (name == "result" and task.get("status") == "succeeded"):
+        return json_text(value)
+    return value
 
 
 def _payload_text(given: str) -> str:

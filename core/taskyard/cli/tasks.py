@@ -6,7 +6,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from taskyard.cli.output import AsJson, console, local_time, say, text, write_json, write_table
+from taskyard.cli.output import AsJson, console, json_text, local_time, say, text, write_json, write_pairs, write_table
 from taskyard.cli.rest import (
     AllNamespaces,
     Key,
@@ -97,7 +97,7 @@ def show(id: Id, url: Url = None, key: Key = None, profile: ProfileName = None, 
 
 
 def _event_row(event: Event) -> tuple[Any, ...]:
-    return local_time(event.time), event.type, event.attempt, dict(event.data) or ""
+    return local_time(event.time), event.type, event.attempt, json_text(dict(event.data)) if event.data else ""
 
 
 @app.command()
@@ -122,9 +122,17 @@ def watch(
             return
         for event in client.follow(id):
             _show_event(event, as_json=as_json)
-        status = client.get(id).status
-    if status != "succeeded":
+        task = client.get(id)
+    if not as_json:
+        _show_end(task)
+    if task.status != "succeeded":
         raise typer.Exit(1)
+
+
+def _show_end(task: Task) -> None:
+    """What a task came to: its result, or why it has none."""
+    error = task.error.model_dump(mode="json", exclude={"traceback"}) if task.error else None
+    write_pairs([("status", task.status), ("result", json_text(task.result)) if task.status == "succeeded" else ("error", error)])
 
 
 def _show_event(event: Event, *, as_json: bool, whose: bool = False) -> None:

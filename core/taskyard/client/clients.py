@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -15,7 +15,7 @@ from taskyard.client.core import Core, Id
 from taskyard.client.exchange import DEFAULT_URL, Exchange, check_key, check_url, http_options
 from taskyard.client.handles import AsyncHandle, Handle
 from taskyard.client.retries import Retries
-from taskyard.client.submissions import New, Options
+from taskyard.client.submissions import New, Options, handler_of, new_tasks
 from taskyard.client.wires import AsyncWire, BlockingWire
 from taskyard.handlers import Handler
 from taskyard.network import environment_checked
@@ -117,18 +117,28 @@ class Client(Calls, Blocking):
         made = run(self._core.submit(new, idempotency_key))
         return Handle(self._core, made.tasks[0], new.handler, replayed=made.replayed)
 
-    def batch(self, new: Sequence[New[R]], *, idempotency_key: str | None = None) -> tuple[Handle[R], ...]:
-        """Submit up to 1,000 tasks, all or none. They are answered in the order that they were given in."""
-        made = run(self._core.batch(new, idempotency_key))
-        return tuple(Handle(self._core, task, one.handler, replayed=made.replayed) for task, one in zip(made.tasks, new, strict=True))
+    @overload
+    def batch(self, new: Iterable[New[R]], *, idempotency_key: str | None = ...) -> tuple[Handle[R], ...]: ...
+    @overload
+    def batch(self, new: Iterable[New[Any] | Mapping[str, Any]], *, idempotency_key: str | None = ...) -> tuple[Handle[Any], ...]: ...
+    def batch(self, new: Iterable[New[Any] | Mapping[str, Any]], *, idempotency_key: str | None = None) -> tuple[Handle[Any], ...]:
+        """Submit up to 1,000 tasks, all or none. They are answered in the order that they were given in.
+
+        ``new`` may be any iterable, a generator too: it is read to its end before anything is sent. Its items are :class:`New`, or dicts with
+        the fields of ``POST /tasks``. Raises InvalidInput: an item is neither.
+        """
+        tasks = new_tasks(new)
+        made = run(self._core.batch(tasks, idempotency_key))
+        return tuple(Handle(self._core, task, one.handler, replayed=made.replayed) for task, one in zip(made.tasks, tasks, strict=True))
 
     @overload
     def handle(self, task_id: Id, type: Handler[Any, R]) -> Handle[R]: ...
     @overload
-    def handle(self, task_id: Id, type: None = ...) -> Handle[Any]: ...
-    def handle(self, task_id: Id, type: Handler[Any, Any] | None = None) -> Handle[Any]:
-        """A handle of a task that was submitted before, elsewhere perhaps."""
-        return Handle(self._core, run(self._core.get(task_id)), type)
+    def handle(self, task_id: Id, type: str | None = ...) -> Handle[Any]: ...
+    def handle(self, task_id: Id, type: Handler[Any, Any] | str | None = None) -> Handle[Any]:
+        """A handle of a task that was submitted before, elsewhere perhaps. A handler as ``type`` types its result; a name leaves it JSON."""
+        handler = handler_of(type)
+        return Handle(self._core, run(self._core.get(task_id)), handler)
 
 
 class AsyncClient(Calls, Awaiting):
@@ -167,18 +177,24 @@ class AsyncClient(Calls, Awaiting):
         made = await self._core.submit(new, idempotency_key)
         return AsyncHandle(self._core, made.tasks[0], new.handler, replayed=made.replayed)
 
-    async def batch(self, new: Sequence[New[R]], *, idempotency_key: str | None = None) -> tuple[AsyncHandle[R], ...]:
+    @overload
+    async def batch(self, new: Iterable[New[R]], *, idempotency_key: str | None = ...) -> tuple[AsyncHandle[R], ...]: ...
+    @overload
+    async def batch(self, new: Iterable[New[Any] | Mapping[str, Any]], *, idempotency_key: str | None = ...) -> tuple[AsyncHandle[Any], ...]: ...
+    async def batch(self, new: Iterable[New[Any] | Mapping[str, Any]], *, idempotency_key: str | None = None) -> tuple[AsyncHandle[Any], ...]:
         """As :meth:`Client.batch`."""
-        made = await self._core.batch(new, idempotency_key)
-        return tuple(AsyncHandle(self._core, task, one.handler, replayed=made.replayed) for task, one in zip(made.tasks, new, strict=True))
+        tasks = new_tasks(new)
+        made = await self._core.batch(tasks, idempotency_key)
+        return tuple(AsyncHandle(self._core, task, one.handler, replayed=made.replayed) for task, one in zip(made.tasks, tasks, strict=True))
 
     @overload
     async def handle(self, task_id: Id, type: Handler[Any, R]) -> AsyncHandle[R]: ...
     @overload
-    async def handle(self, task_id: Id, type: None = ...) -> AsyncHandle[Any]: ...
-    async def handle(self, task_id: Id, type: Handler[Any, Any] | None = None) -> AsyncHandle[Any]:
+    async def handle(self, task_id: Id, type: str | None = ...) -> AsyncHandle[Any]: ...
+    async def handle(self, task_id: Id, type: Handler[Any, Any] | str | None = None) -> AsyncHandle[Any]:
         """As :meth:`Client.handle`."""
-        return AsyncHandle(self._core, await self._core.get(task_id), type)
+        handler = handler_of(type)
+        return AsyncHandle(self._core, await self._core.get(task_id), handler)
 
 
 def _new(type: Handler[Any, R] | str, payload: Any, options: Options) -> New[R]:

@@ -17,7 +17,7 @@ from taskyard.client import streams
 from taskyard.client.errors import WaitTimeout
 from taskyard.client.exchange import Call, Exchange, get
 from taskyard.client.models import ActionStep, Changed, Checked, Delivery, Event, LogLine, Notifier, Page, Place, Plugin, Queue, Task, TaskType
-from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, plain
+from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, new_task, plain
 
 Id = UUID | str
 Action = Literal["cancel", "hold", "release", "retry"]
@@ -61,9 +61,9 @@ class Core:
         response = await self.exchange.perform(_keyed("tasks", "batch", body={"tasks": [one.body() for one in new]}, key=idempotency_key))
         return Submitted(self.exchange.read(response, TASKS).items, "idempotency-replayed" in response.headers)
 
-    async def check(self, new: New[Any]) -> Checked:
-        """Check a submission, and submit nothing."""
-        call = Call("POST", ("tasks",), body=new.body(), params={"validate_only": "true"}, safe=True)
+    async def check(self, new: New[Any] | Mapping[str, Any]) -> Checked:
+        """Check a submission, and submit nothing. It is given as for a batch."""
+        call = Call("POST", ("tasks",), body=new_task(new).body(), params={"validate_only": "true"}, safe=True)
         return await self.exchange.ask(call, TypeAdapter(Checked))
 
     # --- look ---

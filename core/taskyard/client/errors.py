@@ -20,13 +20,18 @@ TaskyardError
         ├── RateLimited       rate-limited
         ├── Unavailable       unavailable
         └── Internal          internal
+
+``UnknownTaskType`` and ``UniqueConflict`` are those of :mod:`taskyard.errors` as well: ``except taskyard.UniqueConflict`` takes both the error of
+this client and that of :func:`taskyard.submit`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from taskyard import errors
 from taskyard.errors import TaskyardError
 
 if TYPE_CHECKING:
@@ -110,7 +115,8 @@ class Problem(ClientError):
         self.members = {name: value for name, value in document.items() if name not in known}
         self.retry_after = retry_after
         head = f"{self.title}: {self.detail}" if self.detail else self.title
-        super().__init__("\n".join([head, *(f"  {place.pointer}: {place.detail}" for place in self.errors)]))
+        # Not super(): next in line may be the same error of taskyard.errors, which makes its message by itself.
+        TaskyardError.__init__(self, "\n".join([head, *(f"  {place.pointer}: {place.detail}" for place in self.errors)]))
 
     def _words(self, name: str) -> tuple[str, ...]:
         value = self.members.get(name)
@@ -125,13 +131,15 @@ class InvalidRequest(Problem, slug="invalid-request"):
     """A value of the request is not as expected: see ``errors``."""
 
 
-class UnknownTaskType(InvalidRequest, slug="unknown-task-type"):
-    """No installed plugin brings this task type."""
+class UnknownTaskType(InvalidRequest, errors.UnknownTaskType, slug="unknown-task-type"):
+    """No installed plugin brings this task type. ``near`` are types with a similar name."""
 
-    @property
-    def near(self) -> tuple[str, ...]:
-        """Types with a similar name."""
-        return self._words("near")
+    def __init__(self, status: int, document: Mapping[str, Any], retry_after: float | None = None) -> None:
+        super().__init__(status, document, retry_after)
+        #: Empty, where an earlier version of the service did not say it.
+        self.type = self._word("task_type") or ""
+        self.near = self._words("near")
+        self.problems = self.errors
 
 
 class Unauthorized(Problem, slug="unauthorized"):
@@ -170,13 +178,17 @@ class VersionConflict(Problem, slug="version-conflict"):
         return value if isinstance(value, int) else None
 
 
-class UniqueConflict(Problem, slug="unique-conflict"):
-    """A live task already has this unique_key."""
+class UniqueConflict(Problem, errors.UniqueConflict, slug="unique-conflict"):
+    """A live task already has this unique_key. ``task_id`` is that task's; ``index`` says which task of a batch wanted the key."""
 
-    @property
-    def task_id(self) -> str | None:
-        """The task that has it."""
-        return self._word("task_id")
+    def __init__(self, status: int, document: Mapping[str, Any], retry_after: float | None = None) -> None:
+        super().__init__(status, document, retry_after)
+        #: Empty, where an earlier version of the service did not say it.
+        self.unique_key = self._word("unique_key") or ""
+        self.task_id = self._word("task_id") or ""
+        self.pointer = self.errors[0].pointer if self.errors else None
+        found = re.match(r"/tasks/(\d{1,9})/", self.pointer or "")
+        self.index = int(found[1]) if found else 0
 
 
 class IdempotencyMismatch(Problem, slug="idempotency-mismatch"):

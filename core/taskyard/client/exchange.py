@@ -82,10 +82,11 @@ class Exchange:
         return self.read(await self.perform(call), kind)
 
     async def perform(self, call: Call, *, stream: bool = False) -> httpx2.Response:
-        """A call's answer, which is no error. Raises ClientError."""
+        """A call's answer, which is no error. Raises ClientError; InvalidInput: the call can't be sent at all."""
+        content = _content(call.body)
         for made in itertools.count(1):
             try:
-                response = await self.wire.send(self._request(call), stream=stream)
+                response = await self.wire.send(self._request(call, content), stream=stream)
                 if response.is_success:
                     return response
                 await self.wire.read(response)
@@ -109,9 +110,7 @@ class Exchange:
         except ValidationError as error:
             raise self._strange(response) from error
 
-    def _request(self, call: Call) -> httpx2.Request:
-        # In ASCII, and leniently: what is wrong with it (a lone surrogate, NaN) is the service's to say, with its place.
-        content = None if call.body is None else json.dumps(call.body, default=to_jsonable_python)
+    def _request(self, call: Call, content: str | None) -> httpx2.Request:
         headers = {**({"Content-Type": "application/json"} if content is not None else {}), **call.headers}
         options: dict[str, Any] = {} if call.timeout is None else {"timeout": call.timeout}
         try:
@@ -138,3 +137,15 @@ class Exchange:
         if isinstance(error, httpx2.ConnectError):
             return Unreachable(f"Nothing answers at {self.url} ({error}).", sent=sent)
         return Unreachable(f"The call to {self.url} failed: {error or type(error).__name__}", sent=sent)
+
+
+def _content(body: Any) -> str | None:
+    """A body as JSON: in ASCII, and leniently, because the service says what is wrong with a value (a lone surrogate, NaN), with its place.
+
+    Raises:
+        InvalidInput: it has something that is no JSON, or it contains itself.
+    """
+    try:
+        return None if body is None else json.dumps(body, default=to_jsonable_python)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"The call can't be sent as JSON: {error}") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
 
+from taskyard.errors import InvalidInput
 from taskyard.handlers import Handler
 
 P = TypeVar("P")
@@ -16,7 +17,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 #: A time; one without a zone is local. As text, it is RFC 3339.
 Time = datetime | str
-Words = str | Sequence[str]
+Words = str | Iterable[str]
 
 
 class _Notifier(TypedDict):
@@ -40,7 +41,7 @@ class Options(TypedDict, total=False):
     expires_at: Time
     timeout: float | timedelta
     max_attempts: int
-    tags: Sequence[str]
+    tags: Iterable[str]
     metadata: Mapping[str, Any]
     unique_key: str
     notify: Sequence[Subscription]
@@ -71,7 +72,7 @@ class Changes(TypedDict, total=False):
     priority: int
     run_at: Time | None
     expires_at: Time | None
-    tags: Sequence[str]
+    tags: Iterable[str]
     metadata: Mapping[str, Any]
 
 
@@ -99,20 +100,48 @@ class New(Generic[R_co]):
     @overload
     def __init__(self: New[Any], type: str, payload: Any = ..., **options: Unpack[Options]) -> None: ...
     def __init__(self, type: Handler[Any, Any] | str, payload: Any = None, **options: Unpack[Options]) -> None:
-        self.handler: Handler[Any, R_co] | None = type if isinstance(type, Handler) else None
+        self.handler: Handler[Any, R_co] | None = handler_of(type)
         self.type = type.type if isinstance(type, Handler) else type
         self.payload = payload
-        self.options = options
+        # Now: a generator may mean something else later, when a batch of these is read.
+        self.options = plain(options)
 
     def body(self) -> dict[str, Any]:
         """It, as it is sent."""
-        return {"type": self.type, "payload": self._json(), **plain(self.options)}
+        return {"type": self.type, "payload": self._json(), **self.options}
 
     def _json(self) -> Any:
         if self.handler is not None:
             # What is not of the handler's type goes as it is: the service names each place that is wrong.
             return self.handler.payload.dump_python(self.payload, mode="json", by_alias=True, warnings=False)
         return self.payload.model_dump(mode="json", by_alias=True) if isinstance(self.payload, BaseModel) else self.payload
+
+
+def handler_of(type: Handler[Any, Any] | str | None) -> Handler[Any, Any] | None:
+    """The handler, where ``type`` is one; None for a name. Raises InvalidInput: it is neither, such as a function without ``@handler``."""
+    if type is None or isinstance(type, str):
+        return None
+    if not isinstance(type, Handler):
+        raise InvalidInput(f"{type!r:.200} is no task type: expected a handler, as @handler makes it, or the name of a type.")
+    return type
+
+
+def new_tasks(given: Iterable[New[R] | Mapping[str, Any]]) -> tuple[New[R], ...]:
+    """The tasks of a batch, read to the end of what brings them. Raises InvalidInput: one is neither :class:`New` nor a dict."""
+    return tuple(new_task(one, f"/tasks/{index}") for index, one in enumerate(given))
+
+
+def new_task(given: New[R] | Mapping[str, Any], pointer: str = "") -> New[R]:
+    """A task, also from a dict with the fields of ``POST /tasks``. Raises InvalidInput, which names the ``pointer``: it is neither."""
+    if isinstance(given, New):
+        return given
+    if not isinstance(given, Mapping):
+        raise InvalidInput(f"{given!r:.200} is no task: expected New(type, payload, ...), or a dict.", [(pointer, "expected a task")])
+    fields = dict(given)
+    made: New[R] = New(fields.pop("type", None), fields.pop("payload", None))
+    # Names that are no options are sent as well: the service knows them, or names the nearest right one.
+    made.options = plain(fields)
+    return made
 
 
 def plain(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +154,7 @@ def _plain(value: Any) -> Any:
         return (value if value.tzinfo else value.astimezone()).isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | BaseModel):
+        # Sets and generators too: a generator can be read once, and a call may be sent twice.
         return list(value)
     return value
