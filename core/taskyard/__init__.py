@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from taskyard.errors import (
     AddressRefused,
     ConfigurationError,
+    Interrupted,
     InvalidHandler,
     InvalidInput,
     RetryLater,
@@ -36,6 +37,7 @@ __all__ = [
     "Event",
     "Handler",
     "HtmlTemplate",
+    "Interrupted",
     "InvalidHandler",
     "InvalidInput",
     "LineTemplate",

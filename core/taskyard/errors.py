@@ -18,12 +18,15 @@ TaskyardError
     ├── RetryLater            run again after a delay
     ├── TaskFailed            failed; do not retry
     └── TaskCancelled         the task was asked to stop
+
+Interrupted                   raised in a handler where it stands; no Exception, see there
 """
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 
 class TaskyardError(Exception):
@@ -126,12 +129,13 @@ class RetryLater(Outcome):
     """Run again later.
 
     ``delay`` is in seconds; None leaves it to the policy. It spends an attempt like any other failure, so that a
-    task that always asks for more time still ends.
+    task that always asks for more time still ends. ``code`` is a short slug for programs: the ``code`` of the task's error.
     """
 
-    def __init__(self, message: str = "", *, delay: float | None = None) -> None:
+    def __init__(self, message: str = "", *, delay: float | None = None, code: str = "retry-later") -> None:
         super().__init__(message or "asked to run again later")
         self.delay = delay
+        self.code = code
 
 
 class TaskFailed(Outcome):
@@ -148,3 +152,26 @@ class TaskFailed(Outcome):
 
 class TaskCancelled(Outcome):
     """The task was asked to stop."""
+
+
+#: Why a handler is interrupted.
+Interruption = Literal["soft-timeout", "timeout", "cancel", "stop", "blocked"]
+
+
+class Interrupted(BaseException):
+    """Raised in a handler where it stands: its time is up, or it was told to stop and has not.
+
+    ``reason`` is ``soft-timeout`` (it may go on, until its ``timeout``), ``timeout``, ``cancel`` (somebody cancelled the task), ``stop`` (the
+    worker stops) or ``blocked`` (it blocks the event loop of others).
+
+    No Exception, so that a handler's ``except Exception`` does not swallow it. In an async handler it is an
+    :class:`asyncio.CancelledError` too, so that ``TaskGroup``, ``timeout`` and ``finally`` treat it as the cancellation that it is.
+    """
+
+    def __init__(self, reason: Interruption = "timeout", message: str = "") -> None:
+        super().__init__(message or f"interrupted: {reason}")
+        self.reason = reason
+
+
+class InterruptedAwait(Interrupted, CancelledError):
+    """How an :class:`Interrupted` comes to a coroutine."""

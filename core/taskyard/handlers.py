@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 import random
 import re
-import types
-import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,7 +15,9 @@ from uuid import UUID
 import uuid_utils.compat as uuid7
 from pydantic import BaseModel, TypeAdapter
 
-from taskyard.errors import InvalidHandler, TaskCancelled
+from taskyard.errors import Interrupted, InvalidHandler, Outcome, TaskCancelled
+from taskyard.functions import is_async, unwrapped
+from taskyard.signatures import read_signature
 from taskyard.storable import find_unstorable_json, storable_text
 
 P = TypeVar("P")
@@ -37,11 +36,19 @@ TYPE_PATTERN = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*")
 QUEUE_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
+#: One class of exceptions, or several.
+ErrorClasses = type[BaseException] | tuple[type[BaseException], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """When a failed attempt is tried again: exponential back-off, capped, with jitter.
 
     All times are in seconds. ``delay`` is a pure decision; the caller may draw the random number.
+
+    ``on`` are the classes of exceptions that are tried again (None: all), ``never`` those that are not, although ``on`` has them; one class, or
+    a tuple. Subclasses count. A timeout counts as a :class:`TimeoutError`. What a handler raises to say it itself (``RetryLater``,
+    ``TaskFailed``, ``TaskCancelled``) is not asked about.
     """
 
     max_attempts: int = 5
@@ -49,12 +56,20 @@ class Retry:
     factor: float = 2.0
     max_delay: float = 3600.0
     jitter: float = 0.2
+    on: ErrorClasses | None = None
+    never: ErrorClasses = ()
 
     def __post_init__(self) -> None:
+        for name, classes in (("on", self.on), ("never", self.never)):
+            _check_classes(name, classes)
         if not 1 <= self.max_attempts <= 1000:
             raise InvalidHandler(f"Retry(max_attempts={self.max_attempts}): expected 1 to 1000")
         if not (0 <= self.base <= MAX_DELAY and 1 <= self.factor < math.inf and 0 <= self.max_delay <= MAX_DELAY and 0 <= self.jitter <= 1):
             raise InvalidHandler("Retry: expected base >= 0, factor >= 1, max_delay >= 0 (at most ten years each) and jitter from 0 to 1")
+
+    def allows(self, error: BaseException) -> bool:
+        """May a run that raised this, unexpectedly, be tried again, if attempts are left?"""
+        return (self.on is None or isinstance(error, self.on)) and not isinstance(error, self.never)
 
     def delay(self, attempt: int, draw: float | None = None) -> float:
         """Seconds to wait after failed attempt number ``attempt`` (1 is the first).
@@ -68,6 +83,15 @@ class Retry:
             plain = self.max_delay
         spread = (random.random() if draw is None else draw) * 2 - 1
         return plain * (1 + self.jitter * spread)
+
+
+def _check_classes(name: str, classes: Any) -> None:
+    for one in classes if isinstance(classes, tuple) else () if classes is None else (classes,):
+        if not (isinstance(one, type) and issubclass(one, BaseException)):
+            raise InvalidHandler(f"Retry({name}={classes!r}): expected an exception class, or a tuple of them; {one!r} is none")
+        if issubclass(one, Outcome | Interrupted):
+            hint = "a timeout counts as TimeoutError" if issubclass(one, Interrupted) else "a handler that raises it has said itself what comes next"
+            raise InvalidHandler(f"Retry({name}={classes!r}): leave {one.__name__} out; {hint}")
 
 
 class Reporter(Protocol):
@@ -297,7 +321,7 @@ def handler(
             raise InvalidHandler(f"@handler({name!r}): a task type is dotted lower-case words, such as 'pages.fetch'")
     if len({type, *aliases}) != 1 + len(aliases):
         raise InvalidHandler(f"@handler({type!r}, aliases={list(aliases)}): expected each name once, and not the type's own")
-    if upgrade is not None and (not callable(upgrade) or asyncio.iscoroutinefunction(upgrade)):
+    if upgrade is not None and (not callable(upgrade) or is_async(upgrade)):
         raise InvalidHandler(f"@handler({type!r}, upgrade={upgrade!r}): expected a function, not a coroutine, from a stored payload to one of today's shape")
     if not QUEUE_PATTERN.fullmatch(queue):
         raise InvalidHandler(f"@handler({type!r}, queue={queue!r}): a queue is lower-case letters, digits, - and _")
@@ -312,9 +336,10 @@ def handler(
         raise InvalidHandler(f"@handler({type!r}, bundle={bundle}, batch={batch}): a batch travels together as it is; leave bundle out")
 
     def declare(function: Callable[..., Any]) -> Handler[Any, Any]:
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise InvalidHandler(f"@handler({type!r}): {function.__qualname__} is a generator, whose body would never run; return a value, without yield")
-        payload, result, wants_context = _read_signature(type, function, many=batch is not None)
+        function = function.__func__ if isinstance(function, staticmethod) else function
+        if isinstance(function, Handler):
+            raise InvalidHandler(f"@handler({type!r}): that is the handler of {function.type!r} already; a second name of a type stands in aliases")
+        payload, result, wants_context = read_signature(type, function, many=batch is not None)
         return Handler(
             type=type,
             function=function,
@@ -325,8 +350,8 @@ def handler(
             timeout=float(timeout),
             queue=queue,
             priority=priority,
-            description=(inspect.getdoc(function) or "").partition("\n")[0],
-            is_async=asyncio.iscoroutinefunction(function),
+            description=(inspect.getdoc(unwrapped(function)) or "").partition("\n")[0],
+            is_async=is_async(function),
             wants_context=wants_context,
             bundle=bundle,
             aliases=aliases,
@@ -335,50 +360,3 @@ def handler(
         )
 
     return declare
-
-
-def _read_signature(type_: str, function: Callable[..., Any], *, many: bool) -> tuple[TypeAdapter[Any], TypeAdapter[Any], bool]:
-    where = f"@handler({type_!r}) on {getattr(function, '__qualname__', function)!s}"
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise InvalidHandler(f"{where}: the annotation {error.name!r} can't be resolved; define it at module level") from error
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if not 1 <= len(parameters) <= 2:
-        raise InvalidHandler(f"{where}: expected (payload) or (payload, ctx), not {len(parameters)} parameters")
-    first = parameters[0].name
-    if first not in hints:
-        raise InvalidHandler(f"{where}: annotate the payload parameter {first!r} with its type")
-    payload, result = hints[first], hints.get("return", Any)
-    if many:
-        payload, result = _item_of(payload), _result_of(_item_of(result))
-        if payload is None or result is None:
-            wrong = f"the payload parameter {first!r}" if payload is None else "the return value"
-            raise InvalidHandler(f"{where}: a batch handler takes and returns lists: annotate {wrong} as list[...]")
-    try:
-        return TypeAdapter(payload), TypeAdapter(result), len(parameters) == 2
-    except Exception as error:
-        raise InvalidHandler(f"{where}: Pydantic can't use its annotations: {error}") from error
-
-
-def _item_of(kind: Any) -> Any:
-    """The annotation of a list's items; None if it is no list's."""
-    if kind in (Any, list):
-        return Any
-    if typing.get_origin(kind) not in (list, Sequence):
-        return None
-    [item] = typing.get_args(kind)
-    # list[None] has None itself as its argument, which stands for "no list" here.
-    return type(None) if item is None else item
-
-
-def _result_of(kind: Any) -> Any:
-    """The annotation of a result, without the exceptions that may stand in its place."""
-    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
-        return type(None) if _is_error(kind) else kind
-    # ``None`` as a type argument is NoneType here.
-    return typing.Union[tuple(option for option in typing.get_args(kind) if not _is_error(option)) or (type(None),)]  # noqa: UP007  # made of a tuple
-
-
-def _is_error(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseException)

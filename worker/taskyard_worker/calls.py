@@ -113,7 +113,7 @@ class BatchCall:
             if job.get("cancelled") or context.cancelled():
                 self._reports[item] = unstarted("it was cancelled before its batch began")
                 continue
-            with runs.outcomes(self._reports[item], context.cancelled):
+            with runs.outcomes(self._reports[item], self.handler.retry, context.cancelled):
                 payloads.append(read_payload(self.handler, job["payload"]))
                 contexts.append(context)
                 self._called.append(item)
@@ -137,9 +137,9 @@ class BatchCall:
     def _settle_one(self, item: int, value: Any, settings: Settings) -> None:
         context = self._contexts[item]
         if isinstance(value, BaseException):
-            self._reports[item] = runs.told(value, context.cancelled())
+            self._reports[item] = runs.reported(value, self.handler.retry, context.cancelled())
             return
-        with runs.outcomes(self._reports[item], context.cancelled):
+        with runs.outcomes(self._reports[item], self.handler.retry, context.cancelled):
             runs.record_success(self._reports[item], self.handler, value, context, settings)
 
     def conclude(self, report: Report) -> None:

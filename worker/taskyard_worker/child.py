@@ -9,7 +9,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the interpreter's own, without a stub
 import asyncio
 import contextvars
-import inspect
 import os
 import signal
 import socket
@@ -24,7 +23,9 @@ from typing import Any
 
 import structlog
 
-from taskyard import failpoints
+from taskyard import failpoints, functions
+from taskyard.errors import Interrupted
+from taskyard.handlers import Retry
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
 from taskyard.storable import storable_text
@@ -32,7 +33,10 @@ from taskyard_worker import lease, loglines, runs, wire
 from taskyard_worker.calls import Call, call_of
 from taskyard_worker.observers import Observers
 from taskyard_worker.outcomes import unstarted
-from taskyard_worker.runs import Interrupted, Job, Report
+from taskyard_worker.runs import Job, Report
+
+#: A notifier's tries are counted and spaced by the settings, not by its code.
+ALWAYS = Retry()
 
 
 def main(channel: socket.socket, *, is_async: bool, settings: Settings, registry: Registry) -> None:
@@ -189,7 +193,7 @@ class SyncChild:
         if self._cancelled == self._key:
             call.cancel()
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
-        with runs.outcomes(report, call.cancelled):
+        with runs.outcomes(report, call.handler.retry, call.cancelled):
             arguments = call.arguments()
             # The last thing before the handler: whoever is frozen in between starts what may be another's by now.
             if lease.is_over(job):
@@ -203,7 +207,7 @@ class SyncChild:
             return None
         try:
             self._interruptible = True
-            value = runs.call_here(call.handler, arguments)
+            value = functions.call(call.handler.function, *arguments)
         finally:
             self._interruptible = False
         failpoints.hit("handler.returned")
@@ -301,12 +305,12 @@ class AsyncChild:
         self._send(said(key, fraction, message, item))
 
     def _ended(self, key: int, task: asyncio.Task[Report]) -> None:
-        del self._running[key]
+        _, call = self._running.pop(key)
         if task.cancelled():
             # Before its first step.
             report: Report = {"outcome": "cancelled"}
         elif error := task.exception():
-            report = runs.told(error)
+            report = runs.reported(error, call.handler.retry if call else ALWAYS)
         else:
             report = task.result()
         for message in [*self._lines.last(key), {"key": key, "report": report}]:
@@ -328,7 +332,7 @@ class AsyncChild:
         report: Report = {}
         # The coroutine's own context: what it logs, prints or warns of has these.
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
-        with runs.outcomes(report, call.cancelled if call else lambda: False):
+        with runs.outcomes(report, call.handler.retry if call else ALWAYS, call.cancelled if call else lambda: False):
             if call is None:
                 report.update(await self._deliver(job))
             else:
@@ -344,18 +348,20 @@ class AsyncChild:
     async def _value(self, call: Call, arguments: tuple[Any, ...] | None) -> Any:
         if arguments is None:
             return None
-        value = await runs.call_in_loop(call.handler, arguments)
+        function = call.handler.function
+        # One that is not async is there if the task was stored by a version whose handler was.
+        value = await (function(*arguments) if call.handler.is_async else functions.call_in_thread(function, *arguments))
         failpoints.hit("handler.returned")
         return value
 
     async def _deliver(self, job: Job) -> Report:
         notifier, event, options, context = runs.prepare_delivery(job, self._registry, self._settings)
         async with asyncio.timeout(context.timeout):
-            if asyncio.iscoroutinefunction(notifier.send):
+            if functions.is_async(notifier.send):
                 said = await notifier.send(event, options, context)
             else:
                 said = await self._in_thread(notifier.send, event, options, context)
-            if inspect.isawaitable(said):
+            if functions.is_awaitable(said):
                 said = await said
         return {"outcome": "succeeded", "detail": "" if said is None else storable_text(said, 500)}
 

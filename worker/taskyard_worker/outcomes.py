@@ -6,6 +6,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from taskyard.handlers import Retry
+from taskyard.outcomes import timed_out
 from taskyard.records import Finished
 
 #: Why the engine ended a run, if it did.
@@ -61,8 +62,7 @@ def decide(
     if report is None and outcome == "lost":
         return Finished(id_, fence, "lost", error={"message": f"The process that ran this task died{f': {death}' if death else ''}."})
     if reason == "timeout" and outcome == "retry":
-        error = {"code": "timeout", "message": f"It ran longer than its timeout of {timeout:g} s."}
-        return Finished(id_, fence, "retry", error=error, delay=retry.delay(attempt))
+        return _overdue(id_, fence, attempt, retry, timed_out(timeout))
     assert report is not None, "without a report it is lost, or has ended for the engine's reason"
     if outcome == "succeeded":
         return Finished(id_, fence, "succeeded", result=report["result"])
@@ -73,6 +73,13 @@ def decide(
             "code": "blocked",
             "message": "It blocked the event loop that it shares with other async handlers, or something sent SIGTERM to its process, and was interrupted.",
         }
-        return Finished(id_, fence, "retry", error=error, delay=retry.delay(attempt))
+        return _overdue(id_, fence, attempt, retry, error)
     delay = report.get("delay")
     return Finished(id_, fence, "retry", error=report["error"], delay=retry.delay(attempt) if delay is None else max(0.0, float(delay)))
+
+
+def _overdue(id_: UUID, fence: int, attempt: int, retry: Retry, error: dict[str, Any]) -> Finished:
+    """A run that took too long has raised a TimeoutError, as far as its policy is asked."""
+    if retry.allows(TimeoutError()):
+        return Finished(id_, fence, "retry", error=error, delay=retry.delay(attempt))
+    return Finished(id_, fence, "failed", error=error)

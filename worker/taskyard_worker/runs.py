@@ -7,10 +7,7 @@ up before; see lease.py).
 
 from __future__ import annotations
 
-import asyncio
-import math
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -20,13 +17,14 @@ from uuid import UUID
 import structlog
 
 from taskyard import logs, submission
-from taskyard.errors import InvalidInput, RetryLater, TaskCancelled, TaskFailed
-from taskyard.handlers import MAX_DELAY, Context, Handler, Reporter, Submission
+from taskyard.errors import TaskFailed
+from taskyard.handlers import Context, Handler, Reporter, Retry, Submission
 from taskyard.masking import secrets_in
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
+from taskyard.outcomes import MAX_TEXT, ending_of
 from taskyard.plugins import Registry, route_options
 from taskyard.settings import SUBSCRIBED, Route, Settings
-from taskyard.storable import find_unstorable, from_json, storable_text, to_json
+from taskyard.storable import from_json, storable_text, to_json
 from taskyard.subscriptions import open_to_clients
 from taskyard.upgrades import read_payload
 from taskyard_worker import loglines
@@ -36,10 +34,6 @@ log = structlog.get_logger(__name__)
 Report = dict[str, Any]
 Job = dict[str, Any]
 
-#: Characters of an error's code and of its other texts.
-MAX_CODE = 200
-MAX_TEXT = 4000
-
 
 def log_fields(job: Job) -> dict[str, Any]:
     """What every log line about a job has, whoever writes it."""
@@ -48,13 +42,6 @@ def log_fields(job: Job) -> dict[str, Any]:
     if job["kind"] == "task":
         return {"task_id": job["id"], "type": job["type"], "attempt": job["attempt"], "fence": job["fence"]}
     return {"delivery_id": job["id"], "route": job["route"], "task_id": job["task_id"], "attempt": job["attempt"], "fence": job["fence"]}
-
-
-class Interrupted(BaseException):
-    """Raised in a handler by a signal: its time is up, or it was told to stop and did not.
-
-    Not an Exception, so that a handler's ``except Exception`` does not swallow it.
-    """
 
 
 def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], reporter: Reporter, keep: Callable[[str], None]) -> Context:
@@ -83,92 +70,24 @@ def arguments(job: Job, handler: Handler[Any, Any], context: Context) -> tuple[A
     return (payload, context) if handler.wants_context else (payload,)
 
 
-def call_here(handler: Handler[Any, Any], arguments: tuple[Any, ...]) -> Any:
-    """Call a handler in a process of its own. An async one is there if the task was stored by a version whose handler was not."""
-    return asyncio.run(handler.function(*arguments)) if handler.is_async else handler.function(*arguments)
-
-
-async def call_in_loop(handler: Handler[Any, Any], arguments: tuple[Any, ...]) -> Any:
-    """Call a handler among many. A sync one is there if the task was stored by a version whose handler was async; it must not block the others."""
-    return await (handler.function(*arguments) if handler.is_async else asyncio.to_thread(handler.function, *arguments))
-
-
 @contextmanager
-def outcomes(report: Report, asked_to_stop: Callable[[], bool]) -> Iterator[None]:
+def outcomes(report: Report, retry: Retry, asked_to_stop: Callable[[], bool]) -> Iterator[None]:
     """Turn whatever a plugin's code raises into its report: SystemExit and its kin too, which would end the process and all that runs in it."""
     try:
         yield
     except BaseException as error:
-        report.update(told(error, asked_to_stop()))
+        report.update(reported(error, retry, asked_to_stop()))
 
 
-def told(error: BaseException, asked_to_stop: bool = False) -> Report:
-    """What is reported of a run that raised. Never raises itself, whatever a plugin's exception does when it is looked at."""
-    try:
-        return _told(error, asked_to_stop)
-    except Exception as worse:
-        message = f"Its exception can't be told: that raises {type(worse).__name__}."
-        return {"outcome": "error", "error": {"code": storable_text(type(error).__name__, MAX_CODE), "message": message}}
-
-
-def _told(error: BaseException, asked_to_stop: bool) -> Report:
-    match error:
-        case RetryLater():
-            return {"outcome": "error", "error": {"code": "retry-later", "message": storable_text(error, MAX_TEXT)}, "delay": _seconds(error.delay)}
-        case TaskFailed():
-            return {
-                "outcome": "failed",
-                "error": {"message": storable_text(error, MAX_TEXT), **_plain(error.details), "code": storable_text(error.code, MAX_CODE)},
-            }
-        case InvalidInput():
-            problems = [[storable_text(part) for part in problem] for problem in error.problems]
-            return {"outcome": "failed", "error": {"code": "invalid-submission", "message": storable_text(error, MAX_TEXT), "problems": problems}}
-        case TaskCancelled():
-            return {"outcome": "cancelled"}
-        case Interrupted():
-            return {"outcome": "interrupted"}
-        # A handler's own: something that it waited for was cancelled, and nobody asked this run to stop.
-        case asyncio.CancelledError() if asked_to_stop:
-            return {"outcome": "cancelled"}
-    return {"outcome": "error", "error": describe(error)}
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """An unexpected error as the task's ``error``: its class as the code, its text, and where it came from."""
-    lines = traceback.format_exception(error, limit=-10)
-    return {
-        "code": storable_text(type(error).__name__, MAX_CODE),
-        "message": storable_text(error, MAX_TEXT),
-        "traceback": storable_text("".join(lines)[-8000:]),
-    }
-
-
-def _seconds(delay: Any) -> float | None:
-    """The delay that a plugin asked for; one that is no time leaves it to the policy."""
-    try:
-        seconds = float(delay)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return min(max(0.0, seconds), MAX_DELAY) if math.isfinite(seconds) else None
-
-
-def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
-    return {storable_text(key): value if _is_plain(value) else _shown(value) for key, value in details.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        to_json(value)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return find_unstorable(value) is None
-
-
-def _shown(value: Any) -> str:
-    try:
-        return storable_text(repr(value), MAX_TEXT)
-    except Exception:
-        return storable_text(value, MAX_TEXT)
+def reported(error: BaseException, retry: Retry, asked_to_stop: bool = False) -> Report:
+    """What is reported of a run that raised: see :mod:`taskyard.outcomes`. Never raises itself."""
+    ending = ending_of(error, retry, asked_to_stop=asked_to_stop)
+    report: Report = {"outcome": "error" if ending.ended == "later" else ending.ended}
+    if ending.error is not None:
+        report["error"] = ending.error
+    if ending.delay is not None:
+        report["delay"] = ending.delay
+    return report
 
 
 def record_success(report: Report, handler: Handler[Any, Any], value: Any, context: Context, settings: Settings) -> None:

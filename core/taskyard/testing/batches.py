@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import uuid_utils.compat as uuid7
 
-from taskyard.errors import TaskCancelled, TaskFailed
+from taskyard.errors import TaskFailed
 from taskyard.handlers import Context, Handler
 from taskyard.testing.recording import LogLine, recording_log
-from taskyard.testing.runs import HandlerRun, _after_failure, _checked_result, _history, _Recorder, _validated, _within
+from taskyard.testing.runs import HandlerRun, _called, _checked_result, _ended, _history, _Recorder, _validated
 
 
 def run_batch(
@@ -65,24 +64,20 @@ def _context(handler: Handler[Any, Any], recorder: _Recorder, lines: list[LogLin
 def _outcomes(handler: Handler[Any, Any], given: list[Any], contexts: list[Context], seconds: float) -> list[HandlerRun]:
     arguments = (given, contexts) if handler.wants_context else (given,)
     try:
-        value = asyncio.run(_within(handler.function(*arguments), seconds)) if handler.is_async else handler.function(*arguments)
-    except Exception as error:
-        return [_outcome(handler, context, error) for context in contexts]
+        value = _called(handler, arguments, seconds)
+    except BaseException as error:
+        return [_outcome(handler, context, error, seconds) for context in contexts]
     if not isinstance(value, list | tuple) or len(value) != len(given):
         wrong = TaskFailed(f"expected a list of {len(given)} results, not {value!r:.200}", code="invalid-result")
-        return [_outcome(handler, context, wrong) for context in contexts]
-    return [_outcome(handler, context, one) for context, one in zip(contexts, value, strict=True)]
+        return [_outcome(handler, context, wrong, seconds) for context in contexts]
+    return [_outcome(handler, context, one, seconds) for context, one in zip(contexts, value, strict=True)]
 
 
-def _outcome(handler: Handler[Any, Any], context: Context, value: Any) -> HandlerRun:
+def _outcome(handler: Handler[Any, Any], context: Context, value: Any, seconds: float) -> HandlerRun:
     """What becomes of one task, from its item: a result, or an exception."""
     try:
         if isinstance(value, BaseException):
             raise value
         return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=context.submissions)
-    except TaskCancelled as error:
-        return HandlerRun("cancelled", error=error)
-    except TaskFailed as error:
-        return HandlerRun("failed", error=error, code=error.code)
-    except Exception as error:
-        return _after_failure(handler, context, error)
+    except BaseException as error:
+        return _ended(handler, context, error, seconds)

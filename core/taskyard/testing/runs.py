@@ -15,9 +15,11 @@ import structlog
 import uuid_utils.compat as uuid7
 from pydantic import BaseModel, ValidationError
 
-from taskyard.errors import InvalidInput, RetryLater, TaskCancelled, TaskFailed
+from taskyard import functions
+from taskyard.errors import InvalidInput, Outcome, RetryLater, TaskFailed
 from taskyard.handlers import Context, Handler, Submission
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check_notifier
+from taskyard.outcomes import Ending, ending_of, timed_out
 from taskyard.storable import escape_pointer
 from taskyard.testing.recording import LogLine, recording_log
 from taskyard.upgrades import read_payload
@@ -115,8 +117,8 @@ def run_handler(
     try:
         given = read_payload(handler, _as_text(payload)) if stored else _validated(handler, payload)
         run = _outcome(handler, given, ctx, seconds)
-    except TaskFailed as error:
-        run = HandlerRun("failed", error=error, code=error.code)
+    except Outcome as error:
+        run = _ended(handler, ctx, error, seconds)
     run.progress, run.logs = recorder.seen, lines
     run.events = _history(handler, ctx, run)
     return run
@@ -163,16 +165,17 @@ def _outcome(handler: Handler[Any, Any], payload: Any, ctx: Context, seconds: fl
     given: tuple[Any, Any] = (payload, ctx) if handler.batch is None else ([payload], [ctx])
     arguments = given if handler.wants_context else given[:1]
     try:
-        value = asyncio.run(_within(handler.function(*arguments), seconds)) if handler.is_async else handler.function(*arguments)
+        value = _called(handler, arguments, seconds)
         if handler.batch is not None:
             value = _only_item(value)
         return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=ctx.submissions)
-    except TaskCancelled as error:
-        return HandlerRun("cancelled", error=error)
-    except TaskFailed as error:
-        return HandlerRun("failed", error=error, code=error.code)
-    except Exception as error:
-        return _after_failure(handler, ctx, error)
+    except BaseException as error:
+        return _ended(handler, ctx, error, seconds)
+
+
+def _called(handler: Handler[Any, Any], arguments: tuple[Any, ...], seconds: float) -> Any:
+    """What the function returns, async or not. Raises what it raises, or _TimeIsUp."""
+    return asyncio.run(_within(handler.function(*arguments), seconds)) if handler.is_async else functions.call(handler.function, *arguments)
 
 
 def _only_item(value: Any) -> Any:
@@ -207,13 +210,21 @@ async def _within(coroutine: Any, seconds: float) -> Any:
         raise
 
 
-def _after_failure(handler: Handler[Any, Any], ctx: Context, error: Exception) -> HandlerRun:
-    code = "timeout" if isinstance(error, _TimeIsUp) else "retry-later" if isinstance(error, RetryLater) else type(error).__name__
-    if ctx.attempt >= handler.retry.max_attempts:
-        return HandlerRun("failed", error=error, code=code)
-    asked = error.delay if isinstance(error, RetryLater) else None
+def _ended(handler: Handler[Any, Any], ctx: Context, raised: BaseException, seconds: float) -> HandlerRun:
+    """What becomes of a task whose run raised, as :mod:`taskyard.outcomes` says. Ctrl-C ends the test, not the run."""
+    if isinstance(raised, KeyboardInterrupt):
+        raise raised
+    ending = ending_of(raised, handler.retry, asked_to_stop=ctx.cancelled())
+    if isinstance(raised, _TimeIsUp):
+        ending = Ending("error" if handler.retry.allows(TimeoutError()) else "failed", raised, timed_out(seconds))
+    code = (ending.error or {}).get("code")
+    if ending.ended == "cancelled":
+        return HandlerRun("cancelled", error=ending.cause)
+    if ending.ended == "failed" or ctx.attempt >= handler.retry.max_attempts:
+        return HandlerRun("failed", error=ending.cause, code=code)
     # draw=0.5 is the middle of the jitter: tests see the plain back-off.
-    return HandlerRun("scheduled", error=error, code=code, delay=handler.retry.delay(ctx.attempt, draw=0.5) if asked is None else asked)
+    delay = handler.retry.delay(ctx.attempt, draw=0.5) if ending.delay is None else ending.delay
+    return HandlerRun("scheduled", error=ending.cause, code=code, delay=delay)
 
 
 def run_notifier(

@@ -47,6 +47,10 @@ ODDITIES: Mapping[str, Callable[[Context], Any]] = {
     "objects for details": lambda _: _raise(TaskFailed("x", code="odd", thing=object(), huge=10**5000)),
     "nul in its failure": lambda _: _raise(TaskFailed("a\0b\ud800", code="c\0d")),
     "nul in its excuse": lambda _: _raise(RetryLater("a\0b", delay=0.1)),
+    "failure in a group": lambda _: _raise(ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [TaskFailed("x", code="gone", page=7)])])),
+    "excuse in a group": lambda _: _raise(ExceptionGroup("g", [RetryLater("x", delay=0.1, code="busy")])),
+    "error that is never tried again": lambda _: _raise(PermissionError("x")),
+    "awaitable": lambda _: _later(3),
     "no time": lambda _: _raise(RetryLater("x", delay=float("nan"))),
     "all time": lambda _: _raise(RetryLater("x", delay=float("inf"))),
     "number for a message": lambda ctx: ctx.progress(0.5, 3),  # type: ignore[arg-type]  # as a plugin without types may
@@ -71,17 +75,22 @@ ODDITIES: Mapping[str, Callable[[Context], Any]] = {
 }
 
 
+async def _later(value: int) -> int:
+    await asyncio.sleep(0)
+    return value
+
+
 async def _exit() -> None:
     sys.exit(4)
 
 
-@handler("t.odd", retry=Retry(max_attempts=2, base=0))
+@handler("t.odd", retry=Retry(max_attempts=2, base=0, never=PermissionError))
 def odd(payload: Odd, ctx: Context) -> Any:
     """Do something odd in a process."""
     return ODDITIES[payload.what](ctx)
 
 
-@handler("t.aodd", retry=Retry(max_attempts=2, base=0))
+@handler("t.aodd", retry=Retry(max_attempts=2, base=0, never=PermissionError))
 async def aodd(payload: Odd, ctx: Context) -> Any:
     """Do something odd in the event loop."""
     return ODDITIES[payload.what](ctx)
