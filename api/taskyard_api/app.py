@@ -32,7 +32,9 @@ from taskyard_api.service import Service
 EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
 DESCRIPTION = f"""Typed background tasks. The same calls answer under `/api`, and with a trailing slash.
 Times are RFC 3339 with an offset, from 1970-01-01 to 9999-12-30; whole numbers are written without a fraction (`5`, not `5.0`); the character
-U+0000 is refused wherever it stands. Every request may bring an `X-Request-ID`, and every answer has one.
+U+0000 is refused wherever it stands, and so is a number that a 64-bit float would change (`1e-400`, or more digits than it has): send such a number
+as text. Names of objects come back in another order, and a name that is there twice in one is refused.
+Every request may bring an `X-Request-ID`, and every answer has one.
 Errors are problem details (RFC 9457); their `type` ends in a stable slug and starts with `{problems.TYPE_PREFIX}`."""
 
 

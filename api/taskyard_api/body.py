@@ -8,7 +8,7 @@ from fastapi import Request
 from jiter import from_json
 
 from taskyard.errors import InvalidInput
-from taskyard.storable import MAX_DEPTH, MAX_DIGITS
+from taskyard.storable import MAX_DEPTH, MAX_DIGITS, find_inexact
 from taskyard.validation import MAX_PROBLEMS, unknown_names
 from taskyard_api.errors import MalformedBody, UnsupportedMedia
 
@@ -22,7 +22,8 @@ async def json_object(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body.
 
     The parser bounds depth and the length of numbers, and refuses NaN, lone surrogates, bytes that are not UTF-8 and a name that is there
-    twice: parsers differ in which of the two counts (RFC 8259, section 4), and who checked the one may have meant the other.
+    twice: parsers differ in which of the two counts (RFC 8259, section 4), and who checked the one may have meant the other. A number that would
+    change is refused as well.
 
     Raises:
         UnsupportedMedia, MalformedBody, InvalidInput: it is no JSON by its header, by its text, or no object.
@@ -33,12 +34,14 @@ async def json_object(request: Request) -> dict[str, Any]:
     if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise UnsupportedMedia(f"Expected a body without Content-Encoding, not {coding[:100]}: it is not unpacked.")
     try:
-        value = from_json(await request.body(), allow_inf_nan=False, catch_duplicate_keys=True)
+        value = from_json(text := await request.body(), allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
         wrong = _wrong(str(error))
         raise MalformedBody(f"The request's body is not JSON that can be read: {wrong}.", [("", wrong)]) from None
     if not isinstance(value, dict):
         raise InvalidInput("The request's body is not an object.", [("", "expected a JSON object")])
+    if inexact := find_inexact(text):
+        raise InvalidInput("A number of the request can't be kept as it was sent.", [inexact])
     return value
 
 

@@ -41,7 +41,7 @@ def read_patch(sent: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInput: carries JSON pointers.
     """
-    if unstorable := find_unstorable(sent):
+    if unstorable := find_unstorable(sent, exactly=True):
         raise InvalidInput("The change can't be stored.", [unstorable])
     try:
         patch: Mapping[str, Any] = PATCH.validate_python(sent)

@@ -103,7 +103,7 @@ def prepare(
         InvalidInput: anything else is wrong; carries JSON pointers, such as /payload/url.
     """
     sent = dict(fields)
-    if unstorable := find_unstorable(sent):
+    if unstorable := find_unstorable(sent, exactly=True):
         raise InvalidInput("The task can't be stored.", [unstorable])
     type_ = sent.get("type")
     handler = registry.handler(type_) if isinstance(type_, str) else None

@@ -6,6 +6,7 @@ import difflib
 import gzip
 import json
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -135,6 +136,35 @@ async def test_a_mistake_is_a_422_that_points_to_it(client: AsyncClient, body: A
     problem = await refused(client, body if isinstance(body, str) else json.dumps(body), 422)
     assert pointer in [error["pointer"] for error in problem["errors"]]
     assert all(error["detail"] for error in problem["errors"])
+
+
+LOSING = ["12345678901234567890.123456789", "1e-400", "-0.0", "9007199254740993.0", "1e400"]
+
+
+@pytest.mark.parametrize("number", LOSING)
+@pytest.mark.parametrize(
+    ("method", "path", "body", "pointer"),
+    [
+        ("POST", "/tasks", '{"type": "anything", "payload": {"amounts": [1, %s]}}', "/payload/amounts/1"),
+        ("POST", "/tasks", '{"type": "anything", "payload": 1, "metadata": {"tiny": %s}}', "/metadata/tiny"),
+        ("POST", "/tasks?validate_only=true", '{"type": "anything", "payload": %s}', "/payload"),
+        ("POST", "/tasks/batch", '{"tasks": [{"type": "anything", "payload": 1}, {"type": "anything", "payload": {"a/b": %s}}]}', "/tasks/1/payload/a~1b"),
+        ("PATCH", "/tasks/{id}", '{"metadata": {"tiny": %s}}', "/metadata/tiny"),
+    ],
+)
+async def test_a_number_that_would_change_is_refused_with_its_place(client: AsyncClient, number: str, method: str, path: str, body: str, pointer: str) -> None:
+    id_ = (await submit(client))["id"] if "{id}" in path else ""
+    answer = await client.request(method, path.replace("{id}", id_), content=body % number, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+async def test_numbers_that_can_be_kept_come_back_as_they_were_sent(client: AsyncClient) -> None:
+    sent = '{"whole":9007199254740993,"large":18446744073709551616,"third":0.30000000000000004,"far":1e+22,"least":5e-324}'
+    made = await client.post("/tasks", content=f'{{"type":"anything","payload":{sent}}}', headers={"Content-Type": "application/json"})
+    kept = await client.get(f"/tasks/{made.json()['id']}")
+    for answer in (made, kept):
+        payload = json.loads(answer.text, parse_float=Decimal)["payload"]
+        assert payload == json.loads(sent, parse_float=Decimal)
 
 
 async def test_all_mistakes_are_told_at_once(client: AsyncClient) -> None:

@@ -73,6 +73,13 @@ def test_what_is_no_json_is_refused(registry: Registry, payload: Any) -> None:
     assert caught.value.problems[0][0].startswith("/payload")
 
 
+@pytest.mark.parametrize("where", ["payload", "metadata"])
+def test_a_negative_zero_is_refused_with_its_place(registry: Registry, where: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        made(registry, **{"type": "anything", "payload": 1, where: {"x": -0.0}})
+    assert [pointer for pointer, _ in refused.value.problems] == [f"/{where}/x"]
+
+
 def test_an_unknown_type_names_near_ones(registry: Registry) -> None:
     with pytest.raises(UnknownTaskType) as caught:
         prepare(registry, {"type": "anythin", "payload": 1})

@@ -164,6 +164,16 @@ def test_a_problem_is_told_with_each_place_and_the_near_type(client: Client) -> 
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("payload", "said"), [('{"depth": 12345678901234567890.5}', "/depth: a number that would change"), ('{"url": 1, "url": 2}', "'url' is there twice")]
+)
+def test_a_payload_that_would_change_on_its_way_is_wrong_use(client: Client, payload: str, said: str) -> None:
+    _, err = client("submit", "http.request", "--payload", payload, code=2)
+    assert said in " ".join(err.replace("│", " ").split())
+    _, err = client("submit", "http.request", "--payload", PAYLOAD, "--metadata", payload, code=2)
+    assert "--metadata" in err
+
+
 @pytest.mark.parametrize("payload", ['{"url": "\\ud800"}', '{"url": NaN}', '{"url": "\\u0000"}', "[]"])
 def test_a_payload_that_the_service_refuses_is_told_without_a_trace(client: Client, payload: str) -> None:
     _, err = client("submit", "http.request", "--payload", payload, code=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from taskyard.client import Client, Event, New, Task
 from taskyard.client.models import Answer
 from taskyard.client.submissions import Options
 from taskyard.masking import escape_controls
+from taskyard.storable import read_json
 
 
 def _time(given: str) -> str:
@@ -115,6 +115,6 @@ def _payload_text(given: str) -> str:
 
 def _json(option: str, given: str) -> Any:
     try:
-        return json.loads(given)
-    except (ValueError, RecursionError) as error:
+        return read_json(given)
+    except ValueError as error:
         raise typer.BadParameter(f"not valid JSON: {error}", param_hint=option) from error
