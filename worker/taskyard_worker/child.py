@@ -10,6 +10,7 @@ import _signal  # type: ignore[import-not-found]  # the interpreter's own, witho
 import asyncio
 import contextvars
 import os
+import selectors
 import signal
 import socket
 import threading
@@ -31,6 +32,7 @@ from taskyard.settings import Settings
 from taskyard.storable import storable_text
 from taskyard_worker import lease, loglines, runs, wire
 from taskyard_worker.calls import Call, call_of
+from taskyard_worker.forks import Origin, forget_main
 from taskyard_worker.observers import Observers
 from taskyard_worker.outcomes import unstarted
 from taskyard_worker.runs import Job, Report
@@ -47,15 +49,18 @@ def main(channel: socket.socket, *, is_async: bool, settings: Settings, registry
         signal.signal(number, signal.SIG_DFL)
     descriptor = os.open(os.devnull, os.O_RDONLY)
     os.dup2(descriptor, 0)
+    forget_main()
     if is_async:
-        _run_until_ended(AsyncChild(settings, registry).serve(channel))
+        # Not the loop of a policy that some plugin has set: see forks.py.
+        selector = selectors.DefaultSelector()
+        loop = asyncio.SelectorEventLoop(selector)
+        _run_until_ended(loop, AsyncChild(channel, loop, selector, settings, registry).serve())
     else:
         SyncChild(channel, settings, registry).serve()
 
 
-def _run_until_ended(serving: Coroutine[Any, Any, None]) -> None:
+def _run_until_ended(loop: asyncio.AbstractEventLoop, serving: Coroutine[Any, Any, None]) -> None:
     """Run an event loop until ``serving`` ends. A handler that stops it, or whose own tasks raise SystemExit, ends nobody else's run."""
-    loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     task = loop.create_task(serving)
     task.add_done_callback(lambda _: loop.stop())
@@ -66,18 +71,6 @@ def _run_until_ended(serving: Coroutine[Any, Any, None]) -> None:
             # Whatever else comes out of it (its files were closed, say) would come again.
             runs.log.exception("async.raised", consequence="the event loop goes on")
     task.result()
-
-
-class Origin:
-    """The process that the engine knows. A copy that a handler has forked, and that returns from it, must not speak in its name."""
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-
-    def end_copies(self) -> None:
-        """Called after each run: ends this process if it is a copy."""
-        if os.getpid() != self._pid:
-            os._exit(0)
 
 
 def not_ours() -> Report:
@@ -115,7 +108,7 @@ class SyncChild:
         #: Its main thread is in the middle of saying something.
         self._saying = False
         self._lines = loglines.emptied_by_threads(self._send)
-        self._origin = Origin()
+        self._origin = Origin(channel, self._on_term)
 
     def serve(self) -> None:
         """Run jobs until the engine closes the socket, or one was interrupted: what that was in the middle of is unknown."""
@@ -129,7 +122,6 @@ class SyncChild:
                 signal.signal(signal.SIGTERM, term)
             began = time.perf_counter()
             report = self._run(job)
-            self._origin.end_copies()
             report["seconds"] = time.perf_counter() - began
             for message in [*self._lines.last(job["key"]), {"key": job["key"], "report": report}]:
                 self._send(message)
@@ -189,7 +181,7 @@ class SyncChild:
     def _run(self, job: Job) -> Report:
         report: Report = {}
         self._interrupted = False
-        self._call = call = call_of(job, self._registry, self.progress, self._keep)
+        self._call = call = call_of(job, self._registry, partial(self.progress, job["key"]), self._keep)
         if self._cancelled == self._key:
             call.cancel()
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
@@ -207,7 +199,7 @@ class SyncChild:
             return None
         try:
             self._interruptible = True
-            value = functions.call(call.handler.function, *arguments)
+            value = self._origin.call(functions.call, call.handler.function, *arguments)
         finally:
             self._interruptible = False
         failpoints.hit("handler.returned")
@@ -223,12 +215,14 @@ class SyncChild:
             self._interruptible = False
             raise Interrupted()
 
-    def progress(self, fraction: float | None, message: str | None, item: int | None = None) -> None:
-        """Report progress, as :class:`taskyard_worker.calls.Progress`."""
-        self._say(partial(self._send, said(self._key, fraction, message, item)))
+    def progress(self, key: int, fraction: float | None, message: str | None, item: int | None = None) -> None:
+        """Report progress of a job, as :class:`taskyard_worker.calls.Progress`. A thread that has outlived its task reports nothing."""
+        if key == self._key:
+            self._say(partial(self._send, said(key, fraction, message, item)))
 
     def _keep(self, key: loglines.Key, line: str) -> None:
-        self._say(partial(self._lines.add, key, line))
+        if self._key == (key[0] if isinstance(key, tuple) else key):
+            self._say(partial(self._lines.add, key, line))
 
     def _say(self, say: Callable[[], None]) -> None:
         """Half a message would garble all that follow: an interrupt that comes meanwhile is raised when it is out."""
@@ -245,6 +239,8 @@ class SyncChild:
             raise Interrupted()
 
     def _send(self, message: dict[str, Any]) -> None:
+        if self._origin.is_copy:
+            return
         with self._sending, suppress(ConnectionError):
             self._channel.sendall(wire.pack(message))
 
@@ -252,7 +248,11 @@ class SyncChild:
 class AsyncChild:
     """Runs many at once in one event loop: async handlers, or (in a child of their own) notifiers and observers."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(
+        self, channel: socket.socket, loop: asyncio.AbstractEventLoop, selector: selectors.BaseSelector, settings: Settings, registry: Registry
+    ) -> None:
+        self._channel = channel
+        self._loop = loop
         self._settings = settings
         self._registry = registry
         self._running: dict[int, tuple[asyncio.Task[Report], Call | None]] = {}
@@ -261,13 +261,12 @@ class AsyncChild:
         self._observers = Observers(registry)
         self._watching = False
         self._unsent: list[bytes] = []
-        self._origin = Origin()
+        self._origin = Origin(channel, self._on_term, loop, selector)
 
-    async def serve(self, channel: socket.socket) -> None:
+    async def serve(self) -> None:
         """Run jobs until the engine closes the socket."""
-        self._channel = channel
         signal.signal(signal.SIGTERM, self._on_term)
-        reader, self._writer = await asyncio.open_connection(sock=channel)
+        reader, self._writer = await asyncio.open_connection(sock=self._channel)
         self._lines = loglines.emptied_by_loop(self._send, self._writer)
         while (message := await wire.read(reader)) is not None:
             if "run" in message:
@@ -287,7 +286,7 @@ class AsyncChild:
     def _send(self, message: dict[str, Any]) -> None:
         """Send a message at the end of this turn of the loop: what many runs report at once goes in one write."""
         if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
         self._unsent.append(wire.pack(message))
 
     def _flush(self) -> None:
@@ -296,13 +295,29 @@ class AsyncChild:
 
     def _start(self, job: Job) -> None:
         key = job["key"]
-        call = None if job["kind"] == "delivery" else call_of(job, self._registry, partial(self._say, key), self._lines.add)
-        task = asyncio.get_running_loop().create_task(self._run(job, call))
+        call = None if job["kind"] == "delivery" else call_of(job, self._registry, partial(self._say, key), self._keep)
+        task = self._loop.create_task(self._run(job, call))
         self._running[key] = task, call
         task.add_done_callback(partial(self._ended, key))
 
     def _say(self, key: int, fraction: float | None, message: str | None, item: int | None = None) -> None:
-        self._send(said(key, fraction, message, item))
+        """Report progress, as :class:`taskyard_worker.calls.Progress`; from any thread of the handler's."""
+        if self._origin.is_copy:
+            return
+        told = said(key, fraction, message, item)
+        if threading.current_thread() is threading.main_thread():
+            self._send_of(key, told)
+        else:
+            self._loop.call_soon_threadsafe(self._send_of, key, told)
+
+    def _send_of(self, key: int, told: dict[str, Any]) -> None:
+        """Send what a run has said. A thread or coroutine that has outlived its task says nothing."""
+        if key in self._running:
+            self._send(told)
+
+    def _keep(self, key: loglines.Key, line: str) -> None:
+        if (key[0] if isinstance(key, tuple) else key) in self._running:
+            self._lines.add(key, line)
 
     def _ended(self, key: int, task: asyncio.Task[Report]) -> None:
         _, call = self._running.pop(key)
@@ -334,7 +349,7 @@ class AsyncChild:
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
         with runs.outcomes(report, call.handler.retry if call else ALWAYS, call.cancelled if call else lambda: False):
             if call is None:
-                report.update(await self._deliver(job))
+                report.update(await self._origin.wait_for(self._deliver(job)))
             else:
                 arguments = call.arguments()
                 if lease.is_over(job):
@@ -342,7 +357,6 @@ class AsyncChild:
                 call.settle(report, await self._value(call, arguments), self._settings)
         if call is not None:
             call.conclude(report)
-        self._origin.end_copies()
         return report
 
     async def _value(self, call: Call, arguments: tuple[Any, ...] | None) -> Any:
@@ -350,7 +364,9 @@ class AsyncChild:
             return None
         function = call.handler.function
         # One that is not async is there if the task was stored by a version whose handler was.
-        value = await (function(*arguments) if call.handler.is_async else functions.call_in_thread(function, *arguments))
+        value = await self._origin.wait_for(
+            function(*arguments) if call.handler.is_async else functions.call_in_thread(self._origin.call, function, *arguments)
+        )
         failpoints.hit("handler.returned")
         return value
 
@@ -366,7 +382,7 @@ class AsyncChild:
         return {"outcome": "succeeded", "detail": "" if said is None else storable_text(said, 500)}
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        call = self._threads.submit(contextvars.copy_context().run, function, *arguments)
+        call = self._threads.submit(contextvars.copy_context().run, self._origin.call, function, *arguments)
         try:
             return await asyncio.wrap_future(call)
         finally:

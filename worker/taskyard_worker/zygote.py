@@ -59,6 +59,8 @@ def _serve(channel: socket.socket, children: set[int], settings: Settings, regis
     if not kind:
         return False
     descriptor = descriptors[0]
+    # Received descriptors are inheritable: a program that a handler starts with close_fds=False would have the child's channel.
+    os.set_inheritable(descriptor, False)
     try:
         pid = os.fork()
     except OSError as error:
