@@ -159,6 +159,16 @@ async def beside(payload: Do, ctx: Context) -> int:
     return 200
 
 
+@handler("c.nothing")
+def nothing(payload: dict[str, Any]) -> None:
+    """Do nothing."""
+
+
+@handler("c.anothing")
+async def anothing(payload: dict[str, Any]) -> None:
+    """Do nothing, in the event loop."""
+
+
 @hookimpl
 def taskyard_handlers() -> list[Any]:
-    return [do, ado, afork, beside]
+    return [do, ado, afork, beside, nothing, anothing]
