@@ -83,6 +83,7 @@ SLOW = {
     "test_doctor.py",
     "test_downgrade_under_roles.py",
     "test_first_plugin.py",
+    "test_forks.py",
     "test_generated_client.py",
     "test_ground.py",
     "test_harness.py",
