@@ -6,23 +6,36 @@ import inspect
 import math
 import random
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Protocol, TypeVar, Unpack, overload
 from uuid import UUID
 
 import uuid_utils.compat as uuid7
 from pydantic import BaseModel, TypeAdapter
+from typing_extensions import TypeVar as DefaultTypeVar
 
 from taskyard.errors import Interrupted, InvalidHandler, Outcome, TaskCancelled
 from taskyard.functions import is_async, unwrapped
 from taskyard.signatures import read_signature
 from taskyard.storable import find_unstorable_json, storable_text
+from taskyard.task_options import Options, in_process
 
 P = TypeVar("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+
+class UntypedConfig(Any):  # type: ignore[misc]  # the point: compatible with everything
+    """What ``ctx.config`` is to a type checker under a plain ``Context``: whatever it is used as.
+
+    Not ``Any`` itself: mypy would not tell the overloads for async and plain handlers apart.
+    """
+
+
+#: The model of a plugin's configuration.
+ConfigT = DefaultTypeVar("ConfigT", default=UntypedConfig)
 #: From a stored payload, as JSON, to one of today's shape, as JSON.
 Upgrade = Callable[[Any], Any]
 
@@ -113,11 +126,13 @@ class Submission:
 
 
 @dataclass(slots=True)
-class Context:
+class Context(Generic[ConfigT]):
     """What a handler knows about its run, and what it can say while it runs.
 
     ``(task_id, fence)`` names this run and no other: hand it to outside systems to make effects idempotent.
-    ``attempt`` is the number that people see. ``deadline`` is when the timeout ends the run.
+    ``attempt`` is the number that people see, ``max_attempts`` the last one. ``parent_id`` is the task whose handler submitted this one.
+    ``deadline`` is when the timeout ends the run. ``config`` is the plugin's configuration, typed where the annotation says its model:
+    ``ctx: Context[MyConfig]``.
     """
 
     task_id: UUID
@@ -127,10 +142,13 @@ class Context:
     tags: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     deadline: datetime | None = None
-    config: Any = None
+    config: ConfigT = None  # type: ignore[assignment]  # that of a plugin without one
     log: Any = None
     reporter: Reporter | None = None
     submissions: list[Submission] = field(default_factory=list)
+    namespace: str = "default"
+    parent_id: UUID | None = None
+    max_attempts: int = 1
     _cancelled: bool = False
     _check: Callable[[Submission], str] | None = None
 
@@ -150,7 +168,11 @@ class Context:
         if self._cancelled:
             raise TaskCancelled()
 
-    def submit(self, type: str | Handler[Any, Any], payload: Any, **options: Any) -> UUID:
+    @overload
+    def submit(self, type: Handler[P, Any], payload: P, **options: Unpack[Options]) -> UUID: ...
+    @overload
+    def submit(self, type: str, payload: Any, **options: Unpack[Options]) -> UUID: ...
+    def submit(self, type: str | Handler[Any, Any], payload: Any, **options: Unpack[Options]) -> UUID:
         """Ask for another task, and get its id.
 
         It is submitted in the transaction that records this run's success: a run that fails or is retried leaves no
@@ -161,7 +183,7 @@ class Context:
         """
         name = type.type if isinstance(type, Handler) else type
         body = payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else payload
-        child = Submission(uuid7.uuid7(), name, body, options)
+        child = Submission(uuid7.uuid7(), name, body, in_process(options))
         if self._check is not None:
             child = replace(child, row=self._check(child))
         self.submissions.append(child)
@@ -239,26 +261,26 @@ class Declaration(Protocol):
     """The decorator that :func:`handler` makes. It keeps the types of payload and result: type checkers know what a client's task results in."""
 
     @overload
-    def __call__(self, function: Callable[[P], Coroutine[Any, Any, R]]) -> Handler[P, R]: ...
+    def __call__(self, function: Callable[[P], Awaitable[R]]) -> Handler[P, R]: ...
     @overload
-    def __call__(self, function: Callable[[P, Context], Coroutine[Any, Any, R]]) -> Handler[P, R]: ...
+    def __call__(self, function: Callable[[P, Context[Any]], Awaitable[R]]) -> Handler[P, R]: ...
     @overload
     def __call__(self, function: Callable[[P], R]) -> Handler[P, R]: ...
     @overload
-    def __call__(self, function: Callable[[P, Context], R]) -> Handler[P, R]: ...
+    def __call__(self, function: Callable[[P, Context[Any]], R]) -> Handler[P, R]: ...
 
 
 class BatchDeclaration(Protocol):
     """The decorator of a batch handler: its lists are of the payload that clients send, and of the result that they get."""
 
     @overload
-    def __call__(self, function: Callable[[list[P]], Coroutine[Any, Any, Sequence[R | Exception]]]) -> Handler[P, R]: ...
+    def __call__(self, function: Callable[[list[P]], Awaitable[Sequence[R | Exception]]]) -> Handler[P, R]: ...
     @overload
-    def __call__(self, function: Callable[[list[P], list[Context]], Coroutine[Any, Any, Sequence[R | Exception]]]) -> Handler[P, R]: ...
+    def __call__(self, function: Callable[[list[P], list[Context[Any]]], Awaitable[Sequence[R | Exception]]]) -> Handler[P, R]: ...
     @overload
     def __call__(self, function: Callable[[list[P]], Sequence[R | Exception]]) -> Handler[P, R]: ...
     @overload
-    def __call__(self, function: Callable[[list[P], list[Context]], Sequence[R | Exception]]) -> Handler[P, R]: ...
+    def __call__(self, function: Callable[[list[P], list[Context[Any]]], Sequence[R | Exception]]) -> Handler[P, R]: ...
 
 
 @overload

@@ -503,7 +503,7 @@ WITH me AS MATERIALIZED (
     progress = CASE WHEN chosen.run THEN NULL ELSE t.progress END,
     updated_at = now(), version = t.version + 1
   FROM chosen, me WHERE t.id = chosen.id AND t.status IN ('pending', 'queued')
-  RETURNING {_TASK}, t.lost, t.timeout, t.max_attempts, t.metadata::text AS metadata, chosen.unknown,
+  RETURNING {_TASK}, t.parent_id, t.lost, t.timeout, t.max_attempts, t.metadata::text AS metadata, chosen.unknown,
     EXTRACT(epoch FROM t.started_at)::float8 AS started,
     CASE WHEN chosen.run AND t.fence = 1 THEN EXTRACT(epoch FROM t.started_at - GREATEST(t.created_at, t.run_at))::float8 END AS waited,
     CASE WHEN chosen.run THEN t.payload::text END AS payload,
@@ -512,7 +512,7 @@ WITH me AS MATERIALIZED (
       ELSE jsonb_build_object('reason', format('worker %s has no handler for %s', me.name, t.type), 'type', t.type) END AS data
 )"""
     + _TAIL
-    + """SELECT id, namespace, type, queue, lane, priority, tags, attempt, fence, status, lost, timeout, max_attempts, metadata, unknown,
+    + """SELECT id, namespace, type, parent_id, queue, lane, priority, tags, attempt, fence, status, lost, timeout, max_attempts, metadata, unknown,
   started, waited, payload
 FROM moved ORDER BY priority DESC, id"""
 )

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 from uuid import UUID
 
 from pydantic import BaseModel
 
 from taskyard.errors import ConfigurationError, UniqueConflict
 from taskyard.handlers import Handler
+from taskyard.task_options import Options, in_process
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from taskyard.lifecycle import Status
     from taskyard.plugins import Registry
     from taskyard.records import NewTask
+
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,28 @@ class SubmittedTask:
     unique_key: str | None
 
 
+@overload
+def submit(
+    connection: Connection | Session,
+    type: Handler[P, Any],
+    payload: P,
+    *,
+    namespace: str = ...,
+    registry: Registry | None = ...,
+    wake: bool = ...,
+    **options: Unpack[Options],
+) -> SubmittedTask: ...
+@overload
+def submit(
+    connection: Connection | Session,
+    type: str,
+    payload: Any,
+    *,
+    namespace: str = ...,
+    registry: Registry | None = ...,
+    wake: bool = ...,
+    **options: Unpack[Options],
+) -> SubmittedTask: ...
 def submit(
     connection: Connection | Session,
     type: str | Handler[Any, Any],
@@ -52,7 +78,7 @@ def submit(
     namespace: str = "default",
     registry: Registry | None = None,
     wake: bool = True,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> SubmittedTask:
     """Submit a task in the transaction of ``connection``: it can be seen, and run, if and when that commits. Commits nothing itself.
 
@@ -69,6 +95,28 @@ def submit(
     return _insert(_connection(connection), _prepare(type, payload, namespace, registry, options), wake=wake)
 
 
+@overload
+async def submit_async(
+    connection: AsyncConnection | AsyncSession,
+    type: Handler[P, Any],
+    payload: P,
+    *,
+    namespace: str = ...,
+    registry: Registry | None = ...,
+    wake: bool = ...,
+    **options: Unpack[Options],
+) -> SubmittedTask: ...
+@overload
+async def submit_async(
+    connection: AsyncConnection | AsyncSession,
+    type: str,
+    payload: Any,
+    *,
+    namespace: str = ...,
+    registry: Registry | None = ...,
+    wake: bool = ...,
+    **options: Unpack[Options],
+) -> SubmittedTask: ...
 async def submit_async(
     connection: AsyncConnection | AsyncSession,
     type: str | Handler[Any, Any],
@@ -77,7 +125,7 @@ async def submit_async(
     namespace: str = "default",
     registry: Registry | None = None,
     wake: bool = True,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> SubmittedTask:
     """:func:`submit` in the transaction of an AsyncConnection or AsyncSession."""
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -99,7 +147,7 @@ def _prepare(type: str | Handler[Any, Any], payload: Any, namespace: str, regist
     fields: dict[str, Any] = {
         "type": type.type if isinstance(type, Handler) else type,
         "payload": payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else payload,
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
+        **in_process(options),
     }
     return prepare(registry or _installed(), fields, namespace=namespace)
 

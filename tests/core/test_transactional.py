@@ -105,7 +105,7 @@ def test_what_rest_would_refuse_is_refused_with_the_same_places(life: Life, regi
         with pytest.raises(UnknownTaskType, match=r"letters\.send"):
             taskyard.submit(connection, "letters.sent", {}, registry=registry)
         with pytest.raises(InvalidInput) as refused:
-            taskyard.submit(connection, send, {"copies": "many"}, registry=registry, priority=11)
+            taskyard.submit(connection, send, {"copies": "many"}, registry=registry, priority=11)  # type: ignore[misc]  # as code without types may
         assert {pointer for pointer, _ in refused.value.problems} == {"/payload/to", "/payload/copies", "/priority"}
         with pytest.raises(InvalidInput) as naive:
             taskyard.submit(connection, send, Letter(to="Ada"), registry=registry, run_at=datetime(2030, 1, 1))

@@ -61,6 +61,8 @@ def _job(row: RowMapping, key: int, start_by: float) -> dict[str, Any]:
         "fence": row["fence"],
         "tags": row["tags"],
         "metadata": row["metadata"],
+        "parent_id": row["parent_id"],
+        "max_attempts": row["max_attempts"],
         "deadline": row["started"] + row["timeout"],
     }
 

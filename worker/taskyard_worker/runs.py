@@ -44,7 +44,7 @@ def log_fields(job: Job) -> dict[str, Any]:
     return {"delivery_id": job["id"], "route": job["route"], "task_id": job["task_id"], "attempt": job["attempt"], "fence": job["fence"]}
 
 
-def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], reporter: Reporter, keep: Callable[[str], None]) -> Context:
+def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], reporter: Reporter, keep: Callable[[str], None]) -> Context[Any]:
     """The context that a handler gets. ``keep`` gets each line of its log: see loglines.py."""
     task_id = UUID(job["id"])
     return Context(
@@ -59,6 +59,9 @@ def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], repor
         # Bound when it is first used: most handlers of quick tasks say nothing.
         log=loglines.Late(partial(loglines.logger, handler.type, log_fields(job), keep)),
         reporter=reporter,
+        namespace=job["namespace"],
+        parent_id=UUID(parent) if (parent := job["parent_id"]) else None,
+        max_attempts=job["max_attempts"],
         _check=partial(_child, registry, job["namespace"], task_id),
     )
 

@@ -14,9 +14,9 @@ from taskyard.cli.output import AsJson, console, json_text, write_json, write_pa
 from taskyard.cli.rest import Key, ProfileName, Url, complete_queue, complete_type, connect
 from taskyard.client import Client, Event, New, Task
 from taskyard.client.models import Answer
-from taskyard.client.submissions import Options
 from taskyard.masking import escape_controls
 from taskyard.storable import read_json
+from taskyard.task_options import Options
 
 
 def _time(given: str) -> str:

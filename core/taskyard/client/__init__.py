@@ -47,7 +47,8 @@ from taskyard.client.models import (
     TaskType,
 )
 from taskyard.client.retries import Retries
-from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, Options, Subscription
+from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New
+from taskyard.task_options import Options, Subscription
 
 __all__ = [
     "AsyncClient",

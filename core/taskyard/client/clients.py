@@ -15,10 +15,11 @@ from taskyard.client.core import Core, Id
 from taskyard.client.exchange import DEFAULT_URL, Exchange, check_key, check_url, http_options
 from taskyard.client.handles import AsyncHandle, Handle
 from taskyard.client.retries import Retries
-from taskyard.client.submissions import New, Options, handler_of, new_tasks
+from taskyard.client.submissions import New, handler_of, new_tasks
 from taskyard.client.wires import AsyncWire, BlockingWire
 from taskyard.handlers import Handler
 from taskyard.network import environment_checked
+from taskyard.task_options import Options
 
 P = TypeVar("P")
 R = TypeVar("R")

@@ -17,7 +17,8 @@ from taskyard.client import streams
 from taskyard.client.errors import WaitTimeout
 from taskyard.client.exchange import Call, Exchange, get
 from taskyard.client.models import ActionStep, Changed, Checked, Delivery, Event, LogLine, Notifier, Page, Place, Plugin, Queue, Task, TaskType
-from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, new_task, plain
+from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, new_task
+from taskyard.task_options import plain
 
 Id = UUID | str
 Action = Literal["cancel", "hold", "release", "retry"]

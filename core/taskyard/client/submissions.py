@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
 
 from taskyard.errors import InvalidInput
 from taskyard.handlers import Handler
+from taskyard.task_options import Options, Time, plain
 
 P = TypeVar("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-#: A time; one without a zone is local. As text, it is RFC 3339.
-Time = datetime | str
 Words = str | Iterable[str]
-
-
-class _Notifier(TypedDict):
-    notifier: str
-
-
-class Subscription(_Notifier, total=False):
-    """Whom to tell of a task: a notifier that the operator allows, its options, and which events (the four ends, where nothing is said)."""
-
-    options: Mapping[str, Any]
-    events: Sequence[str]
-
-
-class Options(TypedDict, total=False):
-    """How a task is to be run: the fields of ``POST /tasks`` beside type and payload. What is left out is the type's to say."""
-
-    priority: int
-    queue: str
-    run_at: Time
-    delay: float | timedelta
-    expires_at: Time
-    timeout: float | timedelta
-    max_attempts: int
-    tags: Iterable[str]
-    metadata: Mapping[str, Any]
-    unique_key: str
-    notify: Sequence[Subscription]
 
 
 class Filters(TypedDict, total=False):
@@ -142,19 +113,3 @@ def new_task(given: New[R] | Mapping[str, Any], pointer: str = "") -> New[R]:
     # Names that are no options are sent as well: the service knows them, or names the nearest right one.
     made.options = plain(fields)
     return made
-
-
-def plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, filters or changes as JSON and queries have them: times in RFC 3339, durations in seconds."""
-    return {name: _plain(value) for name, value in given.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.astimezone()).isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | BaseModel):
-        # Sets and generators too: a generator can be read once, and a call may be sent twice.
-        return list(value)
-    return value

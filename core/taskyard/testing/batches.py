@@ -58,6 +58,7 @@ def _context(handler: Handler[Any, Any], recorder: _Recorder, lines: list[LogLin
         config=config,
         log=recording_log(handler.plugin or "taskyard.testing", lines),
         reporter=recorder,
+        max_attempts=handler.retry.max_attempts,
     )
 
 

@@ -81,6 +81,9 @@ def run_handler(
     task_id: UUID | None = None,
     tags: tuple[str, ...] = (),
     metadata: Mapping[str, Any] | None = None,
+    namespace: str = "default",
+    parent_id: UUID | None = None,
+    max_attempts: int | None = None,
     timeout: float | None = None,
     cancelled: bool = False,
     stored: bool = False,
@@ -89,7 +92,8 @@ def run_handler(
     """Run a handler once, sync or async, and tell how it ended. Must not be called from a running event loop.
 
     ``payload`` is JSON-able or a model; it is validated as at submission. ``fence`` is the attempt unless it is given; a run
-    again after a lost one has the same attempt and a higher fence. ``timeout`` (seconds) overrides the handler's; it
+    again after a lost one has the same attempt and a higher fence. ``max_attempts`` and ``timeout`` (seconds) are the
+    handler's unless they are given. The timeout
     ends async handlers only, because a sync one runs in this thread. ``cancelled=True`` runs a task that was already asked
     to stop. ``stored=True`` reads the payload as a worker reads one that was stored long ago: through the handler's ``upgrade``, if
     it does not fit. ``on_progress`` is called with each progress report.
@@ -111,6 +115,9 @@ def run_handler(
         config=config,
         log=recording_log(handler.plugin or "taskyard.testing", lines),
         reporter=recorder,
+        namespace=namespace,
+        parent_id=parent_id,
+        max_attempts=handler.retry.max_attempts if max_attempts is None else max_attempts,
     )
     if cancelled:
         ctx.cancel()
@@ -141,7 +148,7 @@ def _history(handler: Handler[Any, Any], ctx: Context, run: HandlerRun) -> list[
             task_id=ctx.task_id,
             attempt=ctx.attempt,
             data=data,
-            task=TaskInfo("default", handler.type, handler.queue, handler.priority, tags, status),
+            task=TaskInfo(ctx.namespace, handler.type, handler.queue, handler.priority, tags, status),
         )
         for number, (name, status, data) in enumerate(steps, 1)
     ]
@@ -220,7 +227,7 @@ def _ended(handler: Handler[Any, Any], ctx: Context, raised: BaseException, seco
     code = (ending.error or {}).get("code")
     if ending.ended == "cancelled":
         return HandlerRun("cancelled", error=ending.cause)
-    if ending.ended == "failed" or ctx.attempt >= handler.retry.max_attempts:
+    if ending.ended == "failed" or ctx.attempt >= ctx.max_attempts:
         return HandlerRun("failed", error=ending.cause, code=code)
     # draw=0.5 is the middle of the jitter: tests see the plain back-off.
     delay = handler.retry.delay(ctx.attempt, draw=0.5) if ending.delay is None else ending.delay
