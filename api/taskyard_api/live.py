@@ -114,7 +114,8 @@ class Listener:
 class Asked:
     """What a stream is to tell: of a namespace, or of one task; above the id ``after``, or from now on.
 
-    ``check`` is called every :data:`HEARTBEAT` seconds. What it raises ends the stream, with a last message that says why.
+    ``check`` is called every :data:`HEARTBEAT` seconds. What it raises ends the stream, with a last message that says why. Without ``named``
+    messages have no names.
     """
 
     wanted: Wanted
@@ -122,6 +123,7 @@ class Asked:
     after: int | None = None
     namespace: str | None = None
     task_id: UUID | None = None
+    named: bool = True
 
 
 class Feed:
@@ -178,7 +180,8 @@ class Feed:
                 if time.monotonic() - checked >= HEARTBEAT:
                     await asked.check()
                     checked = time.monotonic()
-                for part in sse.parts(one.message for one in told) if told else [sse.HEARTBEAT]:
+                messages = (one.message if asked.named else sse.unnamed(one.message) for one in told)
+                for part in sse.parts(messages) if told else [sse.HEARTBEAT]:
                     yield part
                 if asked.task_id is not None and told and await self._is_end(told[-1].row, asked.task_id):
                     return

@@ -120,6 +120,24 @@ class FilterQuery(Query):
         )
 
 
+Named = Annotated[
+    bool,
+    Field(description="`false` sends messages without an `event` line: a browser's `EventSource` gives those to `onmessage`. The type is in `data` as well."),
+]
+
+
+class StreamQuery(FilterQuery):
+    """Whose events, and how they are sent."""
+
+    named: Named = True
+
+
+class TaskStreamQuery(Query):
+    """How a task's events are sent."""
+
+    named: Named = True
+
+
 class TaskQuery(FilterQuery, PageQuery):
     """Which tasks, and which page of them."""
 

@@ -30,7 +30,12 @@ HEAD = "taskyard.head"
 
 def message(id_: int, event: Event) -> bytes:
     """An event: its number is what Last-Event-ID brings back, its data a CloudEvent. JSON has no line break that SSE would see."""
-    return f"id: {id_}\nevent: {event.type}\ndata: {json.dumps(event.to_cloudevent(), separators=(',', ':'))}\n\n".encode()
+    return f"event: {event.type}\nid: {id_}\ndata: {json.dumps(event.to_cloudevent(), separators=(',', ':'))}\n\n".encode()
+
+
+def unnamed(message: bytes) -> bytes:
+    """The same message without its name: an EventSource gives it to ``onmessage``, which hears nothing that has a name."""
+    return message.partition(b"\n")[2]
 
 
 def parts(messages: Iterable[bytes]) -> Iterator[bytes]:

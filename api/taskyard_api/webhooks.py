@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from taskyard import tasklogs
-from taskyard.events import EVENT_TYPES
+from taskyard.events import EVENT_TYPES, MOST_TOLD
 from taskyard.lifecycle import Status
 from taskyard.notifiers import Event, TaskInfo
 
@@ -37,6 +37,8 @@ class EventData(BaseModel):
     task_id: UUID
     attempt: int
     task: EventTask
+    result: Any = Field(None, description=f"With `task.succeeded`: what the handler returned, if that has up to {MOST_TOLD:,} bytes of JSON.")
+    result_url: str | None = Field(None, description="With `task.succeeded`, instead of `result`: the path of a task whose result is larger, or was not told.")
 
 
 class CloudEvent(BaseModel):

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, RowMapping, text
 
 from taskyard import routes, system
 from taskyard.errors import IllegalTransition, NotFound
-from taskyard.events import NO_TASK
+from taskyard.events import NO_TASK, OUTCOME, OUTCOME_URL
 from taskyard.ids import PLAIN, PublicIds
 from taskyard.settings import SUBSCRIBED
 from taskyard.storable import to_json
@@ -122,14 +122,18 @@ WITH {_QUEUED}, mine AS (
 )
 SELECT mine.id, mine.route, mine.notifier, mine.attempt, mine.fence, e.id AS event_id, e.type AS event, e.time, e.task_id,
   e.attempt AS task_attempt, e.data, e.namespace, COALESCE(t.type, '') AS type, COALESCE(t.queue, e.data ->> 'queue', '') AS queue,
-  COALESCE(t.priority, 0) AS priority, COALESCE(t.tags, '{{}}') AS tags, COALESCE(t.status, '') AS status, s.options
+  COALESCE(t.priority, 0) AS priority, COALESCE(t.tags, '{{}}') AS tags, COALESCE(t.status, '') AS status, s.options,
+  CASE WHEN s.task_id IS NULL THEN {OUTCOME} WHEN e.type = 'task.succeeded' THEN {OUTCOME_URL} END AS outcome
 FROM mine JOIN events e ON e.id = mine.event_id LEFT JOIN tasks t ON t.id = e.task_id
   LEFT JOIN subscriptions s ON s.task_id = mine.task_id AND '{SUBSCRIBED}' || s.n = mine.route"""
 )
 
 
 def claim(connection: Connection, ids: Sequence[int], lease: float) -> list[RowMapping]:
-    """Take queued deliveries to send, with their events, and the options of a subscription. ``lease`` (seconds) is longer than a try may take."""
+    """Take queued deliveries to send, with their events, and the options of a subscription. ``lease`` (seconds) is longer than a try may take.
+
+    ``outcome`` is what a success tells of its result. A subscription gets its address only: who submits may not be allowed to read.
+    """
     return list(connection.execute(_CLAIM, {"ids": list(ids), "lease": lease}).mappings())
 
 

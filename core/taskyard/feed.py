@@ -20,6 +20,7 @@ from uuid import UUID
 from sqlalchemy import Connection, RowMapping, text
 
 from taskyard import tasklogs
+from taskyard.events import OUTCOME
 from taskyard.ids import PLAIN, PublicIds
 from taskyard.notifiers import Event, TaskInfo
 from taskyard.queries import TaskFilters, id_digits, id_only
@@ -30,8 +31,9 @@ _WRITERS = text(
 SELECT DISTINCT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
   AND relation IN ('events'::regclass, 'task_logs'::regclass) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 )
-_TOLD = """
-SELECT e.id, e.task_id, e.namespace, e.type AS event, e.time, e.attempt, e.data, t.type, t.queue, t.priority, t.tags, t.status, t.created_at, t.parent_id
+_TOLD = f"""
+SELECT e.id, e.task_id, e.namespace, e.type AS event, e.time, e.attempt, e.data, t.type, t.queue, t.priority, t.tags, t.status, t.created_at, t.parent_id,
+  {OUTCOME} AS outcome
 FROM events e JOIN tasks t ON t.id = e.task_id WHERE e.id > :after AND e.id <= :upto"""
 _EVENTS = text(f"{_TOLD} ORDER BY e.id LIMIT :limit")
 _EVENTS_OF_NAMESPACE = text(f"{_TOLD} AND e.namespace = :namespace ORDER BY e.id LIMIT :limit")
@@ -118,4 +120,4 @@ def _starts_with(row: RowMapping, q: str) -> bool:
 def event_of(row: RowMapping, ids: PublicIds = PLAIN) -> Event:
     """A row of :func:`events`, or of :func:`lines`, as the outside world knows it."""
     task = TaskInfo(row["namespace"], row["type"], row["queue"], row["priority"], tuple(row["tags"]), row["status"])
-    return Event(f"evt_{ids.hide(row['id'])}", row["event"], row["time"], row["task_id"], row["attempt"], row["data"], task)
+    return Event(f"evt_{ids.hide(row['id'])}", row["event"], row["time"], row["task_id"], row["attempt"], row["data"], task, row.get("outcome") or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Protocol, runtime_checkable
 from uuid import UUID
@@ -39,6 +39,9 @@ class Event:
     attempt: int
     data: dict[str, Any]
     task: TaskInfo
+    #: What a success adds to ``data`` in a CloudEvent: ``result``, or ``result_url`` where that is large or not for the receiver. Not in ``data``
+    #: itself, which templates and logs show.
+    outcome: dict[str, Any] = field(default_factory=dict)
 
     @property
     def of_task(self) -> bool:
@@ -66,7 +69,7 @@ class Event:
             "subject": self.subject,
             "time": self.time.isoformat(),
             "datacontenttype": "application/json",
-            "data": {**self._about_task(), **self.data},
+            "data": {**self._about_task(), **self.data, **self.outcome},
         }
 
     def _about_task(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, text
 from taskyard import feed, keys, lifecycle
 from taskyard.plugins import Registry
 from taskyard.queries import TaskFilters
-from taskyard.records import NewTask
+from taskyard.records import Finished, NewTask
 from taskyard.settings import ApiSettings, AuthSettings, Settings
 from taskyard_api import access, command, live, sse
 from taskyard_api.app import create_app
@@ -147,6 +147,26 @@ async def test_a_task_is_followed_to_its_end_and_no_further(service: AsyncClient
     async with reading(service, f"/tasks/{task['id']}/stream") as stream:
         assert [(await stream.event())[0] for _ in range(3)] == ["task.submitted", "task.cancelled", "task.retrying"]
     assert (await service.get(f"/tasks/{uuid4()}/stream")).status_code == 404
+
+
+async def test_a_success_tells_its_result_and_unnamed_messages_reach_onmessage(service: AsyncClient, engine: Engine) -> None:
+    task = await submit(service)
+    worker = uuid7.uuid7()
+    with engine.begin() as connection:
+        lifecycle.register_worker(connection, worker, "w", ["default"], {})
+        lifecycle.dispatch(connection, "default", "sync", 10, 60)
+        (row,) = lifecycle.claim(connection, worker, "default", "sync", [UUID(task["id"])], ["anything"], 1)
+        lifecycle.finish(connection, [Finished(row["id"], row["fence"], "succeeded", result='{"pages": [1, null]}')], 3)
+    async with reading(service, f"/tasks/{task['id']}/stream") as named, reading(service, f"/tasks/{task['id']}/stream?named=false") as unnamed:
+        told = [(await named.message(), await unnamed.message()) for _ in range(3)]
+        assert await named.message() == await unnamed.message() == {}
+    for one, other in told:
+        assert one == {**other, "event": json.loads(other["data"])["type"]}
+    assert "event" not in told[0][1]
+    assert json.loads(told[-1][0]["data"])["data"]["result"] == {"pages": [1, None]}
+    async with reading(service, "/events?named=false&type=anything", **{"Last-Event-ID": "0"}) as every:
+        assert set(await every.message()) == {"id", "data"}
+    assert (await service.get("/events?named=perhaps")).json()["errors"][0]["pointer"] == "/named"
 
 
 def submitted(engine: Engine) -> UUID:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import RowMapping, text
 
-from taskyard import deliveries, lifecycle
+from taskyard import deliveries, feed, lifecycle
 from taskyard.deliveries import Tried
 from taskyard.errors import IllegalTransition
-from taskyard.events import EVENT_TYPES
+from taskyard.events import EVENT_TYPES, MOST_TOLD
 from taskyard.routes import glob_pattern, sync_routes
 from taskyard.settings import Route
 
@@ -194,6 +195,36 @@ def let_lease_pass(life: Life) -> None:
 def one(life: Life) -> UUID:
     sync(life, route())
     return life.submit(tags=("t",), priority=7)
+
+
+@pytest.mark.parametrize("kept", ["null", "false", '{"size": 3}', f'"{"x" * (MOST_TOLD - 2)}"'], ids=lambda text: text[:20])
+def test_a_success_tells_a_route_its_result(life: Life, kept: str) -> None:
+    sync(life, route(events=("task.succeeded",)))
+    task = life.running()
+    life.end(task, "succeeded", result=kept)
+    (claimed,) = claim(life, dispatch(life))
+    assert claimed["outcome"] == {"result": json.loads(kept)}
+    with life.engine.connect() as connection:
+        told = [feed.event_of(row).to_cloudevent() for row in feed.events(connection, 0, 2**62, 10)]
+    assert [event["data"].get("result", "none") for event in told] == ["none", "none", json.loads(kept)]
+    assert all("result_url" not in event["data"] for event in told)
+
+
+@pytest.mark.parametrize("said", ["a", "aé"])
+def test_a_large_result_is_told_by_its_address(life: Life, said: str) -> None:
+    sync(life, route(events=("task.succeeded", "task.failed")))
+    task, failed = life.running(), life.running()
+    # It is compressed in its row: what counts is its text.
+    life.end(task, "succeeded", result=json.dumps(said * MOST_TOLD, ensure_ascii=False))
+    life.end(failed, "failed", error={"code": "no"})
+    assert [row["outcome"] for row in claim(life, dispatch(life))] == [{"result_url": f"/api/v1/tasks/{task}"}, None]
+
+
+def test_a_subscription_is_told_the_address_of_the_result_alone(life: Life) -> None:
+    task = life.running(notify=[{"notifier": "log", "events": ["task.succeeded"], "options": {}}])
+    life.end(task, "succeeded", result='{"secret": 1}')
+    (claimed,) = claim(life, dispatch(life))
+    assert (claimed["route"], claimed["outcome"]) == ("notify/0", {"result_url": f"/api/v1/tasks/{task}"})
 
 
 def test_a_delivery_is_sent_once_and_remembers_it(life: Life) -> None:

@@ -155,6 +155,7 @@ def make_event(told: dict[str, Any]) -> Event:
         task_id=UUID(told["task_id"]),
         attempt=told["task_attempt"],
         data=told["data"],
+        outcome=told.get("outcome") or {},
         task=TaskInfo(
             namespace=told["namespace"], type=told["type"], queue=told["queue"], priority=told["priority"], tags=tuple(told["tags"]), status=told["status"]
         ),

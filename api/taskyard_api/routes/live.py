@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -12,7 +13,7 @@ from taskyard.errors import InvalidInput
 from taskyard.events import EVENT_TYPES
 from taskyard_api import access
 from taskyard_api.live import LAST, Asked
-from taskyard_api.parameters import FilterQuery, TaskId, task_uuid
+from taskyard_api.parameters import StreamQuery, TaskId, TaskStreamQuery, task_uuid
 from taskyard_api.routes.answers import problems
 from taskyard_api.service import Service, Serving, home_of, reach_of
 from taskyard_api.sse import MEDIA_TYPE, EventStream
@@ -35,31 +36,38 @@ _MESSAGE: dict[str, Any] = {
     "type": "object",
     "properties": {
         "id": {"type": "string", "pattern": "^[0-9]+$", "description": "What Last-Event-ID brings back."},
-        "event": {"type": "string", "enum": [*EVENT_TYPES, tasklogs.EVENT, "error"], "description": "`error` says in `data` why the stream ends."},
+        "event": {
+            "type": "string",
+            "enum": [*EVENT_TYPES, tasklogs.EVENT, "error"],
+            "description": "Left out with `named=false`. `error`, which is never left out, says in `data` why the stream ends.",
+        },
         "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": "#/components/schemas/CloudEvent"}},
     },
-    "required": ["event", "data"],
+    "required": ["data"],
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events: `id`, `event` (its type) and `data` (a CloudEvent).", "content": {MEDIA_TYPE: {"schema": _MESSAGE}}}
+    200: {"description": "Server-sent events: `event` (its type), `id` and `data` (a CloudEvent).", "content": {MEDIA_TYPE: {"schema": _MESSAGE}}}
 }
 _OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The task has ended, and all its events were received: do not come back."}}
 
 
 @router.get("/events", status_code=200, response_class=EventStream, responses=_STREAM | problems(429), openapi_extra=_LAST_EVENT_ID)
-async def stream_events(request: Request, service: Serving, query: Annotated[FilterQuery, Query()], last_event_id: LastEventId = None) -> Response:
+async def stream_events(request: Request, service: Serving, query: Annotated[StreamQuery, Query()], last_event_id: LastEventId = None) -> Response:
     """Follow what happens to all tasks that the filters let through, live. Nothing is left out and nothing comes twice, also after a
     reconnect with `Last-Event-ID`."""
     namespace = reach_of(request, query.namespace)
     filters, after = service.widened(query.filters()), await _number(service, last_event_id)
     service.feed.admit()
-    return EventStream(service.feed.stream(Asked(lambda row: feed.is_wanted(row, namespace, filters), _check(request), after, namespace)))
+    wanted = partial(feed.is_wanted, namespace=namespace, filters=filters)
+    return EventStream(service.feed.stream(Asked(wanted, _check(request), after, namespace, named=query.named)))
 
 
 @router.get(
     "/tasks/{task_id}/stream", status_code=200, response_class=EventStream, responses=_STREAM | _OVER | problems(404, 429), openapi_extra=_LAST_EVENT_ID
 )
-async def stream_task(request: Request, service: Serving, task_id: TaskId, last_event_id: LastEventId = None) -> Response:
+async def stream_task(
+    request: Request, service: Serving, task_id: TaskId, query: Annotated[TaskStreamQuery, Query()], last_event_id: LastEventId = None
+) -> Response:
     """Follow one task: its history and its log lines so far, then live, progress too, until it has ended."""
     id_, after = task_uuid(task_id), await _number(service, last_event_id) or 0
     namespace = await home_of(request, queries.namespace_of_task, id_)
@@ -75,7 +83,7 @@ async def stream_task(request: Request, service: Serving, task_id: TaskId, last_
         # Retention may have deleted it.
         await service.read(queries.task, namespace, id_)
 
-    return EventStream(service.feed.stream(Asked(lambda row: row["task_id"] == id_, check, after, task_id=id_)))
+    return EventStream(service.feed.stream(Asked(lambda row: row["task_id"] == id_, check, after, task_id=id_, named=query.named)))
 
 
 async def _number(service: Service, last_event_id: str | None) -> int | None:
