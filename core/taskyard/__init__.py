@@ -3,6 +3,12 @@
 What is exported here is what plugin authors import; it is the public interface.
 """
 
+from taskyard.pythons import is_run_as, leave_out_current_folder
+
+if is_run_as(__name__):
+    # Before anything else is imported.
+    leave_out_current_folder()
+
 from typing import TYPE_CHECKING, Any
 
 from taskyard.errors import (

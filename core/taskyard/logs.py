@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, MutableMapping
+from io import TextIOWrapper
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -76,6 +77,12 @@ def configure_role(settings: Settings) -> None:
     sys.unraisablehook = _unraisable
     if settings.log.format == "json":
         sys.stdout, sys.stderr = Printed("stdout", logging.INFO, sys.stdout), Printed("stderr", logging.WARNING, sys.stderr)
+        # Not by assignment: they are declared final. What is printed to them would be no JSON.
+        for name in ("stdout", "stderr"):
+            setattr(sys, f"__{name}__", getattr(sys, name))
+    elif isinstance(sys.stdout, TextIOWrapper):
+        # A process that is killed, as a worker's children are, would lose what its buffer still has.
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def configure(settings: LogSettings) -> None:

@@ -2,45 +2,83 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import threading
-from typing import TextIO
+from typing import Any, TextIO
 
 #: A line that never ends comes in pieces of so many characters.
 LONGEST = 16_384
 
 
-class Printed(io.TextIOBase):
-    """What is written to it becomes log lines. ``stream`` is what it stands for; its file descriptor is still that one's."""
+class Printed(io.TextIOWrapper):
+    """A text stream that turns what is written to it into log lines. ``stream`` is the stream it stands for, whose file descriptor it has.
 
-    encoding = "utf-8"
-    errors = "backslashreplace"
+    Whoever closes or detaches it leaves it as it is: it belongs to the process.
+    """
 
     def __init__(self, name: str, level: int, stream: TextIO) -> None:
         self.stream: TextIO = stream.stream if isinstance(stream, Printed) else stream
+        self._lines = _Lines(self, name, level)
+        # A flush in the middle of a line does not end it: print(".", end="", flush=True) is one line too.
+        super().__init__(self._lines, encoding="utf-8", errors="backslashreplace", newline="\n", write_through=True)
+
+    @property
+    def mode(self) -> str:
+        """As that of a file which is open for writing."""
+        return "w"
+
+    def detach(self) -> Any:
+        """The stream of bytes. Unlike other streams, this one can still be written to."""
+        return self.buffer
+
+
+class _Lines(io.BufferedIOBase):
+    """The bytes of a :class:`Printed`: logs each full line, and keeps the rest of each thread's."""
+
+    def __init__(self, owner: Printed, name: str, level: int) -> None:
+        self._owner = owner
+        self.name = f"<{name}>"
+        self.mode = "wb"
         self._logger = logging.getLogger(name)
         self._level = level
         self._rest = threading.local()
 
-    def write(self, text: str) -> int:
-        """Log each full line, and keep the rest of this thread's."""
-        *lines, rest = (getattr(self._rest, "text", "") + text).split("\n")
-        self._rest.text = rest if len(rest) < LONGEST else ""
-        for line in lines if self._rest.text == rest else [*lines, rest]:
-            self._say(line)
-        return len(text)
+    @property
+    def raw(self) -> _Lines:
+        """Itself: nothing is buffered here but unfinished lines."""
+        return self
 
-    def flush(self) -> None:
-        """A flush in the middle of a line does not end it: ``print(".", end="", flush=True)`` is one line too."""
-
-    def fileno(self) -> int:
-        """The stream's own: for programs that are started with it."""
-        return self.stream.fileno()
+    def write(self, data: Any) -> int:
+        """Take bytes in the encoding of the text stream."""
+        with memoryview(data) as view:
+            self._take(self._decode(view.tobytes()))
+            return view.nbytes
 
     def writable(self) -> bool:
         """It can only be written to."""
         return True
+
+    def fileno(self) -> int:
+        """The stream's own: for programs that are started with it."""
+        return self._owner.stream.fileno()
+
+    def close(self) -> None:
+        """Nothing: others print to it too."""
+
+    def _decode(self, data: bytes) -> str:
+        encoding = self._owner.encoding
+        if getattr(self._rest, "encoding", None) != encoding:
+            self._rest.encoding, self._rest.decoder = encoding, codecs.getincrementaldecoder(encoding)("backslashreplace")
+        text: str = self._rest.decoder.decode(data)
+        return text
+
+    def _take(self, text: str) -> None:
+        *lines, rest = (getattr(self._rest, "text", "") + text).split("\n")
+        self._rest.text = rest if len(rest) < LONGEST else ""
+        for line in lines if self._rest.text == rest else [*lines, rest]:
+            self._say(line)
 
     def _say(self, line: str) -> None:
         # Logging tells of its own faults on standard error: without this it would go round in circles.

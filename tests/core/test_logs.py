@@ -25,10 +25,13 @@ def restored() -> Iterator[None]:
     """Logging as it was before the test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    true_streams = (sys.__stdout__, sys.__stderr__)
     hooks, streams = (sys.excepthook, threading.excepthook, sys.unraisablehook), (sys.stdout, sys.stderr)
     yield
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     sys.stdout, sys.stderr = streams
+    for name, stream in zip(("__stdout__", "__stderr__"), true_streams, strict=True):
+        setattr(sys, name, stream)
     logs._hidden = Hidden()
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from taskyard.pythons import python
 from taskyard_worker import deaths, wire
 from taskyard_worker.outcomes import unstarted
 
@@ -228,7 +228,7 @@ class Nursery:
         """
         await self._end_zygote(kill=True)
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "taskyard_worker.zygote", str(theirs.fileno())]
+        command = python("-m", "taskyard_worker.zygote", str(theirs.fileno()))
         # A process group of its own: a signal to the worker's group, Ctrl-C say, is for the worker, which decides when its processes end.
         self._zygote = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0)  # noqa: S603, ASYNC220
         theirs.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from taskyard import queries
 from taskyard.database import database_url, sync_engine
 from taskyard.database_errors import outages_named
 from taskyard.errors import Unavailable
+from taskyard.pythons import python
 from taskyard.settings import BrokerSettings, DatabaseSettings, Settings, load_settings
 
 DataDir = Annotated[Path, typer.Option(help="Folder of the embedded database, where no DATABASE_URL is set.")]
@@ -82,8 +82,8 @@ def connected(settings: DatabaseSettings, role: str) -> Iterator[Engine]:
 
 def _migrate(url: str) -> None:
     """By command: the migrations are another room's."""
-    done = subprocess.run(
-        [sys.executable, "-m", "taskyard", "db", "upgrade"], env={**os.environ, "DATABASE_URL": url}, capture_output=True, text=True, check=False
+    done = subprocess.run(  # noqa: S603  # our own command, and no shell
+        python("-m", "taskyard", "db", "upgrade"), env={**os.environ, "DATABASE_URL": url}, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise Unavailable(f"The migrations failed: {done.stderr.strip()[-2000:]}")

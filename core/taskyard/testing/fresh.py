@@ -15,6 +15,7 @@ import importlib_metadata
 
 from taskyard.handlers import Handler
 from taskyard.plugins import GROUP, load_plugins
+from taskyard.pythons import python
 
 #: Seconds that the process gets.
 _TIMEOUT = 120.0
@@ -24,7 +25,7 @@ def missing_in_a_fresh_process(name: str, options: Mapping[str, Any], types: lis
     """What a new process lacks of a plugin that has these task types here, as sentences."""
     # It finds what this one finds: tests put folders on the path.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path)}
-    command = [sys.executable, "-m", __name__, name]
+    command = python("-m", __name__, name)
     try:
         run = subprocess.run(  # noqa: S603  # our own module, and no shell
             command, input=json.dumps(dict(options), default=str), env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False

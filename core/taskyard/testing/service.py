@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel
 
+from taskyard import pythons
 from taskyard.children import dying_with_us
 from taskyard.errors import TaskyardError
 
@@ -146,7 +147,7 @@ def _start(folder: Path, python: str, environment: Mapping[str, str]) -> subproc
     if inherited.get("PYTHONPATH"):
         # It runs in another folder: relative entries would lead elsewhere.
         inherited["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in inherited["PYTHONPATH"].split(os.pathsep))
-    command = [python, "-m", "taskyard", "up", "--port", "0", "--data-dir", str(folder / "data")]
+    command = pythons.python("-m", "taskyard", "up", "--port", "0", "--data-dir", str(folder / "data"), executable=python)
     with (folder / "said").open("wb") as said, (folder / "log").open("wb") as log:
         return subprocess.Popen(  # noqa: S603  # our own command, and no shell
             dying_with_us(command), cwd=folder, env={**inherited, **environment}, stdin=subprocess.DEVNULL, stdout=said, stderr=log

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from taskyard.errors import ConfigurationError
 from taskyard.network import own_url
+from taskyard.pythons import python
 from taskyard.settings import Settings, is_loopback
 
 
@@ -41,7 +41,7 @@ class Plan:
 
 def taskyard_command(*arguments: str) -> list[str]:
     """The command that a person would type, in this Python."""
-    return [sys.executable, "-m", "taskyard", *arguments]
+    return python("-m", "taskyard", *arguments)
 
 
 def make_plan(settings: Settings, *, data_dir: Path, workers: int) -> Plan:

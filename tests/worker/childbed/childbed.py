@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import importlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -108,6 +111,17 @@ def program(*options: str) -> Callable[[Context], str]:
     return run
 
 
+def where(module: str) -> str:
+    """Where a process finds a module."""
+    found = importlib.import_module(module).__file__ or ""
+    return "standard library" if Path(found).is_relative_to(sysconfig.get_path("stdlib")) else found
+
+
+def spawned_import(ctx: Context, module: str) -> str:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(where, (module,))
+
+
 DEEDS: Mapping[str, Callable[[Context], Any]] = {
     "pools": pools,
     "left pool": left_pool,
@@ -125,10 +139,15 @@ DEEDS: Mapping[str, Callable[[Context], Any]] = {
 }
 
 
+DEEDS_WITH: Mapping[str, Callable[[Context, Any], Any]] = {
+    "spawned import": spawned_import,
+}
+
+
 @handler("c.do", bundle=1)
 def do(payload: Do, ctx: Context) -> Any:
     """Do something, in a process."""
-    return DEEDS[payload.what](ctx)
+    return DEEDS[payload.what](ctx) if payload.what in DEEDS else DEEDS_WITH[payload.what](ctx, payload.with_)
 
 
 @handler("c.ado")
