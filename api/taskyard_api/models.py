@@ -38,6 +38,10 @@ def _as_number(value: Any) -> Any:
     return value if isinstance(value, int | float) and -1e300 < value < 1e300 else None
 
 
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
 def _as_objects(value: Any) -> list[Any]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
@@ -68,6 +72,8 @@ class TaskError(Out):
 
     code: SaidText = None
     message: SaidText = None
+    where: SaidText = Field(None, exclude_if=_is_none, description="Of an unexpected error: the file and the line, such as `/srv/words.py:12, in count`.")
+    traceback: SaidText = Field(None, exclude_if=_is_none, description="Of an unexpected error: how it got there, cut to a readable size.")
 
 
 class TaskOut(Out):
@@ -239,6 +245,8 @@ class PluginOut(Out):
     version: str
     state: Literal["enabled", "disabled", "failed"]
     reason: str | None = Field(description="Why it failed.")
+    where: str | None = Field(None, description="In which file and line it failed, such as `/srv/words.py:12, in count`.")
+    traceback: str | None = Field(None, description="How it got there. Only for keys with the scope `admin`, and where no keys are asked for.")
     task_types: list[str]
     notifiers: list[str]
 

@@ -118,7 +118,11 @@ class IncompatiblePlugin(ConfigurationError):
 
 
 class InvalidHandler(TaskyardError):
-    """A handler or notifier is declared wrongly."""
+    """A handler or notifier is declared wrongly. ``where`` is the place of its function, where nothing else tells it."""
+
+    def __init__(self, message: str = "", where: str | None = None) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class Outcome(TaskyardError):

@@ -58,14 +58,19 @@ def _without_secrets(text: str) -> str:
     return _hidden_lately.clean(_hidden.clean(text))
 
 
+def longest_secret() -> int:
+    """Characters of the longest secret that :func:`clean` looks for."""
+    return max(_hidden.longest, _hidden_lately.longest)
+
+
 def _shown(text: str) -> str:
     """A text of a line: its beginning, without secrets."""
-    return masked_start(text, MAX_TEXT, clean, max(_hidden.longest, _hidden_lately.longest))
+    return masked_start(text, MAX_TEXT, clean, longest_secret())
 
 
 def _shown_trace(text: str) -> str:
     """A traceback: its end tells most."""
-    return masked_end(text, MAX_TEXT, clean, max(_hidden.longest, _hidden_lately.longest))
+    return masked_end(text, MAX_TEXT, clean, longest_secret())
 
 
 def configure_role(settings: Settings) -> None:

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from taskyard import logs, tracebacks
 from taskyard.errors import Interrupted, InvalidInput, RetryLater, TaskCancelled, TaskFailed
 from taskyard.handlers import MAX_DELAY, Retry
+from taskyard.masking import masked_start
 from taskyard.storable import find_unstorable, storable_text, to_json
 
 Ended = Literal["interrupted", "failed", "cancelled", "error", "later"]
@@ -92,6 +93,8 @@ def _of_group(group: BaseException, decides: Ending, endings: list[Ending]) -> E
         return decides
     unexpected = [one for one in endings if one.error and "traceback" in one.error]
     told = describe(group)
+    # The place of the part that decides, and not of the first.
+    told |= {"where": decides.error["where"]} if "where" in decides.error else {}
     # The group's own code and text name none of its parts.
     if len({one.error["code"] for one in unexpected if one.error}) == 1:
         told["code"] = decides.error["code"]
@@ -104,12 +107,13 @@ def _of_group(group: BaseException, decides: Ending, endings: list[Ending]) -> E
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An unexpected error as the task's ``error``: its class as the code, its text, and where it came from."""
-    lines = traceback.format_exception(error, limit=-10)
+    """An unexpected error as the task's ``error``: its class as the code, its text, and where it came from. Secrets that the log hides are masked."""
+    where = tracebacks.place_of(error)
     return {
         "code": storable_text(type(error).__name__, MAX_CODE),
-        "message": storable_text(error, MAX_TEXT),
-        "traceback": storable_text("".join(lines)[-8000:]),
+        "message": masked_start(storable_text(error), MAX_TEXT, logs.clean, logs.longest_secret()),
+        **({"where": storable_text(where, MAX_TEXT)} if where else {}),
+        "traceback": tracebacks.readable(error),
     }
 
 

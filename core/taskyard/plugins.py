@@ -11,18 +11,19 @@ import pluggy
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from taskyard import __version__, hookspecs, logs, masking
+from taskyard import __version__, hookspecs, logs, masking, tracebacks
 from taskyard.compatibility import misfit
 from taskyard.distributions import broken, first_by_name, hide_unreadable
 from taskyard.distributions import entry_points as installed
-from taskyard.errors import ConfigurationError, IncompatiblePlugin, InvalidHandler, PluginConflict, UnknownTaskType
+from taskyard.errors import ConfigurationError, IncompatiblePlugin, PluginConflict, UnknownTaskType
 from taskyard.handlers import Handler
 from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier, is_for_operators_only
+from taskyard.plugin_checks import check_handler, check_list, check_model, check_options, refuse_twins
+from taskyard.plugin_failures import failure_of
 from taskyard.settings import SUBSCRIBED, Route, Settings
 from taskyard.spelling import near_names
-from taskyard.storable import storable_text
-from taskyard.timelimit import TimeIsUp, limited
+from taskyard.timelimit import limited
 
 GROUP = "taskyard.plugins"
 log = structlog.get_logger(__name__)
@@ -32,7 +33,8 @@ log = structlog.get_logger(__name__)
 class Plugin:
     """One installed plugin: where it came from, how it is, and what it brings.
 
-    ``state`` is ``enabled``, ``disabled`` (by configuration) or ``failed`` (``reason`` says why).
+    ``state`` is ``enabled``, ``disabled`` (by configuration) or ``failed``. Of one that has failed, ``reason`` says why, ``where`` in which file and
+    line, and ``traceback`` how it got there; ``types`` are the task types that its source seems to declare.
     """
 
     name: str
@@ -40,11 +42,19 @@ class Plugin:
     version: str = ""
     state: str = "enabled"
     reason: str | None = None
+    where: str | None = None
+    traceback: str | None = None
+    types: tuple[str, ...] = ()
     config: BaseModel | None = None
     handlers: list[Handler[Any, Any]] = field(default_factory=list)
     notifiers: list[Notifier] = field(default_factory=list)
     #: What whoever may submit can do by it, as its hook ``taskyard_exposes`` says.
     exposes: str | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """Why and where it has failed, as one sentence; None for one that has not."""
+        return f"{self.reason}, at {self.where}" if self.reason and self.where else self.reason
 
 
 class Registry:
@@ -59,23 +69,15 @@ class Registry:
         self.names: dict[str, Handler[Any, Any]] = {}
         self.notifiers: dict[str, Notifier] = {}
         self._owner: dict[str, Plugin] = {}
+        if taken := conflicts(self.plugins):
+            raise PluginConflict("\n".join(taken))
         for plugin in self.plugins:
             for handler in plugin.handlers:
                 self.handlers[handler.type] = handler
-                for name in handler.names:
-                    self._claim(f"task type {name!r}", plugin)
-                    self.names[name] = handler
+                self.names |= dict.fromkeys(handler.names, handler)
             for notifier in plugin.notifiers:
-                self._claim(f"notifier {notifier.name!r}", plugin)
+                self._owner[notifier.name] = plugin
                 self.notifiers[notifier.name] = notifier
-
-    def _claim(self, what: str, plugin: Plugin) -> None:
-        if other := self._owner.get(what):
-            raise PluginConflict(
-                f"Two plugins claim the {what}: {other.name!r} ({other.distribution}) and "
-                f"{plugin.name!r} ({plugin.distribution}). Disable one of them in [plugins]."
-            )
-        self._owner[what] = plugin
 
     def handler(self, type_: str) -> Handler[Any, Any]:
         """The handler of a task type, under any name that it answers to.
@@ -93,8 +95,8 @@ class Registry:
         return tuple(sorted({name for type_ in types for name in (self.handlers[type_].names if type_ in self.handlers else (type_,))}))
 
     def states(self) -> dict[str, str | None]:
-        """Of each plugin that is not disabled, why it has failed; None for one that works."""
-        return {plugin.name: plugin.reason for plugin in self.plugins if plugin.state != "disabled"}
+        """Of each plugin that is not disabled, why and where it has failed; None for one that works."""
+        return {plugin.name: plugin.failure for plugin in self.plugins if plugin.state != "disabled"}
 
     def config_of(self, handler: Handler[Any, Any]) -> BaseModel | None:
         """The configuration of the plugin that brought a handler."""
@@ -103,8 +105,25 @@ class Registry:
 
     def config_of_notifier(self, name: str) -> BaseModel | None:
         """The configuration of the plugin that brought a notifier."""
-        owner = self._owner.get(f"notifier {name!r}")
+        owner = self._owner.get(name)
         return owner.config if owner else None
+
+
+def conflicts(plugins: Iterable[Plugin]) -> list[str]:
+    """A sentence for each task type (also an alias) and each notifier that two plugins bring: both are named, with the places of their declarations."""
+    taken: dict[str, tuple[Plugin, Any]] = {}
+    found = []
+    for plugin in plugins:
+        brought = [(f"task type {name!r}", handler.function) for handler in plugin.handlers for name in handler.names]
+        for what, declared in [*brought, *((f"notifier {notifier.name!r}", notifier.send) for notifier in plugin.notifiers)]:
+            other, first = taken.setdefault(what, (plugin, declared))
+            if other is not plugin:
+                places = " and ".join(tracebacks.declared_at(each) or "an unknown place" for each in (first, declared))
+                found.append(
+                    f"Two plugins claim the {what}: {other.name!r} ({other.distribution}) and {plugin.name!r} ({plugin.distribution}). "
+                    f"Disable one of them in [plugins]. They declare it at {places}."
+                )
+    return found
 
 
 def load_plugins(
@@ -124,6 +143,23 @@ def load_plugins(
         PluginConflict: two plugins share a name, or claim one task type or notifier.
         ConfigurationError: ``only`` or ``disabled`` names a plugin that is not installed.
     """
+    return Registry(*load_each(only=only, disabled=disabled, options=options, import_timeout=import_timeout, entry_points=entry_points))
+
+
+def load_each(
+    *,
+    only: Iterable[str] | None = None,
+    disabled: Iterable[str] = (),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    import_timeout: float = 60.0,
+    entry_points: Iterable[importlib_metadata.EntryPoint] | None = None,
+) -> tuple[list[Plugin], pluggy.PluginManager]:
+    """The plugins as :func:`load_plugins` loads them, also where some claim the same names.
+
+    Raises:
+        PluginConflict: two plugins share a name.
+        ConfigurationError: ``only`` or ``disabled`` names a plugin that is not installed.
+    """
     by_name = _by_name(_installed() if entry_points is None else entry_points)
     options = {_dashed(name, by_name): table for name, table in (options or {}).items()}
     _check_names(by_name, only, disabled, options)
@@ -137,7 +173,7 @@ def load_plugins(
         elif plugin.state == "enabled":
             _load_within(import_timeout, plugin, entry, manager, dict(options.get(name, {})))
         plugins.append(plugin)
-    return Registry(plugins, manager)
+    return plugins, manager
 
 
 def _installed() -> Iterable[importlib_metadata.EntryPoint]:
@@ -181,21 +217,24 @@ def _check_names(by_name: Mapping[str, Any], only: Iterable[str] | None, disable
 
 def _load_within(seconds: float, plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.PluginManager, options: dict[str, Any]) -> None:
     """Load one plugin; whatever it raises becomes its reason. SystemExit and its like too: a plugin must not end the host."""
+    tracebacks.show_frames_of(entry.module)
     try:
         with limited(seconds):
             _load(plugin, entry, manager, options)
         return
     except KeyboardInterrupt:
         raise
-    except TimeIsUp as error:
-        reason = f"It was not loaded within {seconds:g} s (plugins.import_timeout); it stood at {error.place}"
     except BaseException as error:
-        reason = f"{type(error).__name__}: {storable_text(error)}"
-    plugin.state, plugin.reason, plugin.config = "failed", reason, None
-    plugin.handlers, plugin.notifiers = [], []
+        # Its text may quote what the plugin was configured with.
+        logs.hide(masking.secrets_in([options, plugin.config]))
+        failure = failure_of(entry, error, seconds)
+    plugin.state, plugin.reason, plugin.where = "failed", failure.reason, failure.where
+    plugin.traceback, plugin.types = failure.traceback, failure.types
+    plugin.config, plugin.handlers, plugin.notifiers = None, [], []
     if manager.has_plugin(plugin.name):
         manager.unregister(name=plugin.name)
-    log.error("plugin.failed", plugin=plugin.name, distribution=plugin.distribution, reason=plugin.reason)
+    trace = {"exception": plugin.traceback} if plugin.traceback else {}
+    log.error("plugin.failed", plugin=plugin.name, distribution=plugin.distribution, reason=plugin.reason, where=plugin.where, **trace)
 
 
 def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.PluginManager, options: dict[str, Any]) -> None:
@@ -207,15 +246,15 @@ def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.
     manager.check_pending()
     hooks = manager.subset_hook_caller
     others = [p for _, p in manager.list_name_plugin() if p is not module]
-    models = [m for m in hooks("taskyard_config", others)() if m is not None]
+    models = [check_model(m, module) for m in hooks("taskyard_config", others)() if m is not None]
     plugin.config = _configure(plugin.name, models, options)
     for group in hooks("taskyard_handlers", others)(config=plugin.config):
-        plugin.handlers += [_check_handler(h, plugin.name) for h in group]
+        plugin.handlers += [check_handler(h, plugin.name) for h in check_list("taskyard_handlers", group, module)]
     for group in hooks("taskyard_notifiers", others)(config=plugin.config):
-        plugin.notifiers += [_check_options(check_notifier(n)) for n in group]
+        plugin.notifiers += [check_options(check_notifier(n)) for n in check_list("taskyard_notifiers", group, module)]
     plugin.exposes = next((str(said) for said in hooks("taskyard_exposes", others)(config=plugin.config) if said), None)
-    _refuse_twins("task type", [name for h in plugin.handlers for name in h.names])
-    _refuse_twins("notifier", [n.name for n in plugin.notifiers])
+    refuse_twins("task type", [(name, h.function) for h in plugin.handlers for name in h.names])
+    refuse_twins("notifier", [(n.name, n.send) for n in plugin.notifiers])
 
 
 def _configure(name: str, models: list[type[BaseModel]], options: dict[str, Any]) -> BaseModel | None:
@@ -227,32 +266,6 @@ def _configure(name: str, models: list[type[BaseModel]], options: dict[str, Any]
         return models[0].model_validate(options)
     except ValidationError as error:
         raise ConfigurationError(explain(f"plugins.{name}", models[0], error)) from error
-
-
-def _check_handler(candidate: Any, plugin: str) -> Handler[Any, Any]:
-    if not isinstance(candidate, Handler):
-        raise InvalidHandler(f"taskyard_handlers returned {candidate!r}; expected functions declared with @handler")
-    # Now, and not when somebody asks for them: one type without a schema would hide all others' then.
-    _check_schema(f"handler {candidate.type!r}: payload", candidate.payload_schema)
-    _check_schema(f"handler {candidate.type!r}: result", candidate.result_schema)
-    return candidate.owned_by(plugin)
-
-
-def _check_options(notifier: Notifier) -> Notifier:
-    _check_schema(f"notifier {notifier.name!r}: Options", notifier.Options.model_json_schema)
-    return notifier
-
-
-def _check_schema(what: str, build: Callable[[], dict[str, Any]]) -> None:
-    try:
-        build()
-    except Exception as error:  # Pydantic raises many kinds, and a plugin's own types any
-        raise InvalidHandler(f"{what}: no JSON Schema can be built: {storable_text(error)}") from error
-
-
-def _refuse_twins(what: str, names: list[str]) -> None:
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidHandler(f"it brings the {what} {', '.join(map(repr, twins))} more than once")
 
 
 def explain(where: str, model: type[BaseModel], error: ValidationError) -> str:
@@ -353,6 +366,6 @@ def _validated(registry: Registry, route: Route) -> tuple[BaseModel | None, list
 
 def _missing(registry: Registry, notifier: str) -> str:
     near = near_names(notifier, registry.notifiers)
-    failed = [f"{p.name} ({p.reason})" for p in registry.plugins if p.state == "failed"]
+    failed = [f"{p.name} ({p.failure})" for p in registry.plugins if p.state == "failed"]
     hint = f" Did you mean {near[0]!r}?" if near else f" Installed: {', '.join(sorted(registry.notifiers)) or 'none'}."
     return f"no plugin brings the notifier {notifier!r}.{hint}" + (f" Failed plugins: {'; '.join(failed)}." if failed else "")

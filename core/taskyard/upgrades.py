@@ -8,11 +8,11 @@ was sent. A payload that validates is never upgraded.
 
 from __future__ import annotations
 
-import traceback
 from typing import TypeVar
 
 from pydantic import ValidationError
 
+from taskyard import logs, tracebacks
 from taskyard.errors import Outcome, TaskFailed
 from taskyard.handlers import Handler, Upgrade
 from taskyard.storable import from_json, storable_text, to_json
@@ -46,9 +46,9 @@ def _upgraded(type_: str, upgrade: Upgrade, text: str) -> str:
     except Outcome:
         raise
     except (Exception, SystemExit) as error:
-        lines = "".join(traceback.format_exception(error, limit=-5))
+        place = {"where": where} if (where := tracebacks.place_of(error)) else {}
         message = f"The stored payload is of an older shape, and the upgrade of {type_} raised {type(error).__name__}: {storable_text(error)}"
-        raise TaskFailed(message, code=UPGRADE_FAILED, traceback=storable_text(lines[-4000:])) from error
+        raise TaskFailed(logs.clean(message), code=UPGRADE_FAILED, **place, traceback=tracebacks.readable(error)) from error
 
 
 def _validated(handler: Handler[P, object], text: str) -> P:

@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 from taskyard import audit, keys, queries
 from taskyard.audit import Actor
 from taskyard.errors import InvalidInput, Unavailable
-from taskyard.plugins import Registry
+from taskyard.plugins import Plugin, Registry
 from taskyard.routes import sync_routes
 from taskyard.settings import ApiSettings, AuthSettings, Settings
 from taskyard_api import access, bulk
@@ -33,7 +33,7 @@ from taskyard_api.edge import canonical
 from taskyard_api.models import TaskReceipt
 from taskyard_api.routes import deliveries
 from tests.api import walk
-from tests.api.conftest import client_of, force, submit
+from tests.api.conftest import client_of, force, hooks, submit
 from tests.api.test_live import reading, served
 
 pytestmark = pytest.mark.anyio
@@ -848,3 +848,13 @@ def test_keys_are_asked_for_wherever_strangers_can_call() -> None:
     for host in ("127.0.0.1", "::1", "localhost"):
         assert not Settings(api=ApiSettings(host=host)).asks_for_keys
         assert Settings(api=ApiSettings(host=host), auth=AuthSettings(mode="keys")).asks_for_keys
+
+
+async def test_only_an_admin_sees_the_traceback_of_a_failed_plugin(api_settings: Settings, engine: Engine) -> None:
+    broken = Plugin("broken", state="failed", reason="KeyError: 'x'", where="/srv/words.py:12, in count", traceback="Traceback ...")
+    app = create_app(api_settings.model_copy(update={"auth": AuthSettings(mode="keys")}), Registry([broken], hooks()))
+    async with app.router.lifespan_context(app):
+        for scopes, expected in ((("tasks:read",), None), (("tasks:read", "admin"), "Traceback ...")):
+            async with with_key(app, new_key(engine, scopes[-1].replace(":", "-"), scopes=scopes)) as reader:
+                [told] = (await reader.get("/plugins")).json()["items"]
+            assert (told["where"], told["traceback"]) == ("/srv/words.py:12, in count", expected)

@@ -227,6 +227,17 @@ def test_show_tells_a_task_and_its_history(client: Client, engine: Engine) -> No
     assert [event["type"] for event in shown["events"]] == ["task.submitted", "task.started", "task.succeeded"]
 
 
+def test_show_tells_where_a_task_has_failed_and_its_traceback_line_by_line(client: Client, engine: Engine) -> None:
+    id_ = client.submit()["id"]
+    trace = "Traceback (most recent call last):\n  File words.py\n\x1b[31mKeyError: 'missing'"
+    run(engine, id_, "failed", error={"code": "KeyError", "message": "'missing'", "where": "/srv/words.py:12, in count", "traceback": trace})
+    lines = client("tasks", "show", id_)[0].splitlines()
+    at = lines.index("traceback")
+    assert lines[at + 1 : at + 4] == ["  Traceback (most recent call last):", "    File words.py", "  \\x1b[31mKeyError: 'missing'"]
+    assert sum("/srv/words.py:12, in count" in line for line in lines) == 2, "the task and its last event"
+    assert sum("Traceback" in line for line in lines) == 1
+
+
 @pytest.mark.parametrize(("outcome", "code"), [("succeeded", 0), ("failed", 1)])
 def test_watch_tells_each_event_once_until_the_end(client: Client, engine: Engine, outcome: str, code: int) -> None:
     id_ = client.submit()["id"]

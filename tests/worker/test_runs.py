@@ -26,7 +26,12 @@ def test_an_error_is_retried_by_the_policy_and_then_fails_with_its_cause(stack: 
     task = stack.submit("t.fail")
     row = stack.wait(task)
     assert (row["status"], row["attempt"], row["error"]["code"], row["error"]["message"]) == ("failed", 2, "ValueError", "as it must")
-    assert "as it must" in row["error"]["traceback"]
+    assert row["error"]["where"].endswith(", in fail")
+    assert 'raise ValueError("as it must")' in row["error"]["traceback"]
+    assert "taskyard_worker" not in row["error"]["traceback"]
+    lines = [line for line in stack.log("worker").splitlines() if str(task) in line]
+    for event in ("task.retrying", "task.failed"):
+        assert any(event in line and "ValueError" in line and "as it must" in line and "testbed.py:" in line for line in lines), stack.log("worker")
     assert stack.events(task) == ["task.submitted", "task.started", "task.retrying", "task.started", "task.failed"]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging as stdlib_logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -21,6 +21,7 @@ from sqlalchemy import RowMapping
 
 from taskyard import failpoints, lifecycle, metrics
 from taskyard.database_errors import driver_words
+from taskyard.masking import text_of
 from taskyard.plugins import Registry
 from taskyard.records import Finished, NewTask
 from taskyard.settings import Settings
@@ -42,6 +43,8 @@ log = structlog.get_logger(__name__)
 PROGRESS_EVERY = 0.25
 #: Seconds before an end that PostgreSQL refuses in every form is tried again.
 UNRECORDED_PAUSE = 10.0
+#: Characters of an error's message in a log line.
+MAX_LOGGED = 1000
 #: A claimed task, and whom to tell how its run ended.
 Claimed = tuple[RowMapping, Callable[[str], None]]
 #: Cancel requests for tasks that do not run here, of which the latest are remembered for a moment.
@@ -286,7 +289,9 @@ class Runner:
                 quiet = row["status"] == "succeeded" or bool(report and report["outcome"] == "unstarted")
                 if not quiet or self._tells_all:
                     tell = log.debug if quiet else log.info
-                    tell(row["event"], status=row["status"], task_id=str(run.id), type=run.job["type"], attempt=run.attempt, fence=run.fence)
+                    tell(
+                        row["event"], status=row["status"], task_id=str(run.id), type=run.job["type"], attempt=run.attempt, fence=run.fence, **_why(row["data"])
+                    )
                 if self._observed:
                     await self._tell_observers(run, row)
 
@@ -423,6 +428,13 @@ class Runner:
             del self._runs[run.id]
         if not self._runs:
             self._empty.set()
+
+
+def _why(data: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a line says of a run's error: its code, its message and its place."""
+    error = (data or {}).get("error") or {}
+    told = {"code": error.get("code"), "error": error.get("message"), "where": error.get("where")}
+    return {name: text_of(value)[:MAX_LOGGED] for name, value in told.items() if value}
 
 
 def _ending(run: Run, report: Report) -> tuple[Finished, list[NewTask]]:

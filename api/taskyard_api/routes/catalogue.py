@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from sqlalchemy import Row
 
 from taskyard import routes
@@ -14,7 +14,7 @@ from taskyard.handlers import Handler
 from taskyard.spelling import did_you_mean
 from taskyard_api.models import Defaults, NotifierOut, Notifiers, PluginOut, Plugins, RouteState, TaskTypeOut, TaskTypes
 from taskyard_api.routes.answers import problems
-from taskyard_api.service import Serving
+from taskyard_api.service import Serving, caller_of
 
 router = APIRouter(tags=["catalogue"])
 
@@ -50,8 +50,11 @@ async def get_task_type(service: Serving, type: str) -> TaskTypeOut:
 
 
 @router.get("/plugins", responses=problems())
-async def list_plugins(service: Serving) -> Plugins:
-    """List what is installed, enabled, or failed, and why."""
+async def list_plugins(request: Request, service: Serving) -> Plugins:
+    """List what is installed, enabled, or failed, and why and where."""
+    # A traceback quotes the source: that is for operators.
+    caller = caller_of(request)
+    traced = caller is None or caller.may("admin")
     found = [
         PluginOut.model_validate(
             {
@@ -60,6 +63,8 @@ async def list_plugins(service: Serving) -> Plugins:
                 "version": plugin.version,
                 "state": plugin.state,
                 "reason": plugin.reason,
+                "where": plugin.where,
+                "traceback": plugin.traceback if traced else None,
                 "task_types": sorted(handler.type for handler in plugin.handlers),
                 "notifiers": sorted(notifier.name for notifier in plugin.notifiers),
             }

@@ -142,7 +142,7 @@ def _plugin_problems(settings: Settings) -> list[str]:
     problems = []
     for plugin in registry.plugins:
         if plugin.state == "failed":
-            problems += [_placed(f"plugin {plugin.name!r} ({plugin.distribution}): {line}", settings) for line in str(plugin.reason).splitlines()]
+            problems += [_placed(f"plugin {plugin.name!r} ({plugin.distribution}): {line}", settings) for line in str(plugin.failure).splitlines()]
     for number, route in enumerate(settings.routes):
         if is_waiting(registry, route):
             problems.append(f"{settings.place(('routes', str(number)))}route {route.name!r} to {route.notifier!r}: {WAITING}.")

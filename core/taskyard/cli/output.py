@@ -102,6 +102,22 @@ def say(message: str) -> None:
     console(err=True).print(text(message))
 
 
+def say_lines(message: str, *, first: str = "") -> None:
+    """:func:`say` for a text of several lines, such as a traceback: each but the first is indented."""
+    head, *rest = message.splitlines()
+    say(first + head)
+    for line in rest:
+        say(f"    {line}")
+
+
+def write_lines(heading: str, lines: str) -> None:
+    """Write a text of several lines to standard output, such as a traceback, indented below its heading. Control characters are escaped."""
+    shown = console()
+    shown.print(Text(heading, style="bold"))
+    for line in lines.splitlines():
+        shown.print(text(f"  {line}"))
+
+
 def local_time(stamp: str | datetime | None) -> str:
     """A time (as text in RFC 3339) in the local zone, to the second: RFC 3339 again, so that the options of other commands take it."""
     when = datetime.fromisoformat(stamp) if isinstance(stamp, str) else stamp

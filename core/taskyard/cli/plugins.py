@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, text, write_json, write_table
-from taskyard.plugins import Plugin, Registry, load_plugins
+from taskyard.cli.output import AsJson, console, keep_plugins_quiet, say, say_lines, text, write_json, write_table
+from taskyard.errors import PluginConflict
+from taskyard.plugins import Plugin, conflicts, load_each
 from taskyard.settings import PluginSettings, load_settings
 
 app = typer.Typer(help="Look at the installed plugins, check them, and make new ones.", no_args_is_help=True)
@@ -18,21 +19,26 @@ app = typer.Typer(help="Look at the installed plugins, check them, and make new 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the installed plugins and what each brings."""
-    described = [_describe(plugin) for plugin in _registry(load_settings().plugins).plugins]
+    plugins = _installed(load_settings().plugins)
+    taken = conflicts(plugins)
     if as_json:
-        write_json({"items": described})
-        return
-    if not described:
+        write_json({"items": [_describe(plugin) for plugin in plugins], "conflicts": taken})
+    elif plugins:
+        rows = [(p.name, p.version, p.distribution, p.state, p.failure, [h.type for h in p.handlers], [n.name for n in p.notifiers]) for p in plugins]
+        write_table(("NAME", "VERSION", "DISTRIBUTION", "STATE", "REASON", "TASK TYPES", "NOTIFIERS"), rows, fold=("REASON", "TASK TYPES", "NOTIFIERS"))
+        for plugin in plugins:
+            if plugin.traceback:
+                say_lines(f"{plugin.name} has failed:\n{plugin.traceback}")
+    else:
         say("No plugin is installed. Those that come with Taskyard: pip install 'taskyard[standard]'")
-        return
-    columns = ("name", "version", "distribution", "state", "reason", "task_types", "notifiers")
-    headings = [column.replace("_", " ").upper() for column in columns]
-    write_table(headings, [[plugin[column] for column in columns] for plugin in described], fold=("REASON", "TASK TYPES", "NOTIFIERS"))
+    if taken:
+        raise PluginConflict("\n".join(taken))
 
 
-def _registry(chosen: PluginSettings) -> Registry:
+def _installed(chosen: PluginSettings) -> list[Plugin]:
+    """All of them, also where two claim the same name and no role would start."""
     keep_plugins_quiet()
-    return load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)
+    return load_each(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)[0]
 
 
 def _describe(plugin: Plugin) -> dict[str, Any]:
@@ -42,6 +48,8 @@ def _describe(plugin: Plugin) -> dict[str, Any]:
         "distribution": plugin.distribution,
         "state": plugin.state,
         "reason": plugin.reason,
+        "where": plugin.where,
+        "traceback": plugin.traceback,
         "task_types": [handler.type for handler in plugin.handlers],
         "notifiers": [notifier.name for notifier in plugin.notifiers],
     }
@@ -59,8 +67,8 @@ def check(
 
     keep_plugins_quiet()
     chosen = load_settings().plugins
-    names = [name] if name else [plugin.name for plugin in _registry(chosen).plugins if plugin.state != "disabled"]
-    found = {each: check_plugin(each, chosen.options.get(each), fuzz=fuzz, twice=twice) for each in names}
+    names = [name] if name else [plugin.name for plugin in _installed(chosen) if plugin.state != "disabled"]
+    found = {each: check_plugin(each, chosen.options.get(each), fuzz=fuzz, twice=twice, among=chosen) for each in names}
     if as_json:
         write_json({"items": [{"name": each, "problems": problems} for each, problems in found.items()]})
     else:
@@ -74,7 +82,7 @@ def _tell(found: dict[str, list[str]]) -> None:
         if not problems:
             console().print(text(f"{name}: fine"))
         for problem in problems:
-            say(f"{name}: {problem}")
+            say_lines(problem, first=f"{name}: ")
 
 
 @app.command()

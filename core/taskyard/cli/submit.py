@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from taskyard.cli.output import AsJson, console, json_text, write_json, write_pairs
+from taskyard.cli.output import AsJson, console, json_text, write_json, write_lines, write_pairs
 from taskyard.cli.rest import Key, ProfileName, Url, complete_queue, complete_type, connect
 from taskyard.client import Client, Event, New, Task
 from taskyard.client.models import Answer
@@ -93,8 +93,12 @@ def write_answer(answer: Answer, *, as_json: bool) -> None:
     shown = answer.model_dump(mode="json")
     if as_json:
         write_json(shown)
-    else:
-        write_pairs((name.replace("_", " "), _legible(name, value, shown)) for name, value in shown.items() if name != "version")
+        return
+    error = shown.get("error")
+    trace = error.pop("traceback", None) if isinstance(error, dict) else None
+    write_pairs((name.replace("_", " "), _legible(name, value, shown)) for name, value in shown.items() if name != "version")
+    if isinstance(trace, str):
+        write_lines("traceback", trace)
 
 
 def _legible(name: str, value: Any, task: dict[str, Any]) -> Any:

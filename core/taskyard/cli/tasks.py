@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 import typer
@@ -97,7 +98,13 @@ def show(id: Id, url: Url = None, key: Key = None, profile: ProfileName = None, 
 
 
 def _event_row(event: Event) -> tuple[Any, ...]:
-    return local_time(event.time), event.type, event.attempt, json_text(dict(event.data)) if event.data else ""
+    return local_time(event.time), event.type, event.attempt, json_text(_without_traceback(event.data)) if event.data else ""
+
+
+def _without_traceback(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What an event tells, in one line. The task has the traceback of its last error, and JSON those of all."""
+    error = data.get("error")
+    return {**data, "error": {name: value for name, value in error.items() if name != "traceback"}} if isinstance(error, dict) else dict(data)
 
 
 @app.command()

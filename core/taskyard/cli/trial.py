@@ -91,7 +91,7 @@ def _run(settings: Settings, route: Route, event: str) -> NotifierRun:
     chosen, number = settings.plugins, settings.routes.index(route)
     registry = load_plugins(only=chosen.only, disabled=chosen.disabled, options=chosen.options, import_timeout=chosen.import_timeout)
     if is_waiting(registry, route):
-        failed = "; ".join(f"{plugin.name}: {plugin.reason}" for plugin in registry.plugins if plugin.state == "failed")
+        failed = "; ".join(f"{plugin.name}: {plugin.failure}" for plugin in registry.plugins if plugin.state == "failed")
         return NotifierRun("retry", f"no plugin that works brings the notifier {route.notifier!r}. Failed: {failed}")
     # Only this route is checked: another one's mistake is no reason not to try it.
     check_routes(registry, [route], lambda key: settings.place(("routes", str(number), *key[2:])))

@@ -22,7 +22,7 @@ from taskyard.notifiers import Notifier
 from taskyard.plugins import GROUP, Plugin, Registry, load_plugins
 from taskyard.settings import PluginSettings
 from taskyard.spelling import near_names
-from taskyard.testing.fresh import missing_in_a_fresh_process
+from taskyard.testing.fresh import problems_in_a_fresh_process
 from taskyard.testing.fuzzing import first_odd_answer
 from taskyard.testing.payloads import example_payloads, lost_on_the_way, wrong_examples
 from taskyard.testing.runs import run_handler
@@ -51,12 +51,13 @@ def assert_plugin_conforms(name: str, options: Mapping[str, Any] | None = None, 
         raise AssertionError("\n".join([f"The plugin {name!r} does not conform:", *(f"- {problem}" for problem in problems)]))
 
 
-def check_plugin(name: str, options: Mapping[str, Any] | None = None, *, fuzz: int = 0, twice: bool = False) -> list[str]:
+def check_plugin(name: str, options: Mapping[str, Any] | None = None, *, fuzz: int = 0, twice: bool = False, among: PluginSettings | None = None) -> list[str]:
     """The problems of an installed plugin, as sentences; an empty list is a plugin that conforms.
 
     ``options`` are its ``[plugins.<name>]`` section. Checked: it loads and is enabled, here and in a process of its own; it says
     which versions of Taskyard it works with; names are well formed, descriptions are there, settings are documented; JSON Schemas
-    can be built and are valid, and so are the examples in them; a payload that is written and read again is the same.
+    can be built and are valid, and so are the examples in them; a payload that is written and read again is the same; no other plugin that is
+    installed brings its task types and notifiers. ``among`` are the settings by which the others are loaded: without, all are, unconfigured.
 
     ``fuzz`` odd payloads a handler must be accepted, or refused with a validation error (it needs the extra ``fuzz``). With
     ``twice`` each handler is *run* on an example, twice with the same ``(task_id, fence)``, and must give the same result.
@@ -76,10 +77,10 @@ def check_plugin(name: str, options: Mapping[str, Any] | None = None, *, fuzz: i
         return [str(error)]
     plugin = registry.plugins[0]
     if plugin.state != "enabled":
-        return [f"It is {plugin.state}: {plugin.reason}"]
+        return ["\n".join(filter(None, [f"It is {plugin.state}: {plugin.failure}", plugin.traceback]))]
     requires = own[0].dist.requires if own[0].dist else None
     problems = [*_requirement_problems(requires or []), *_problems(registry, plugin, _Asked(fuzz, twice))]
-    return problems + missing_in_a_fresh_process(name, options or {}, [handler.type for handler in plugin.handlers])
+    return problems + problems_in_a_fresh_process(name, options or {}, [handler.type for handler in plugin.handlers], among or PluginSettings())
 
 
 def _requirement_problems(requires: list[str]) -> Iterator[str]:

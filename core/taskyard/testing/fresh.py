@@ -1,9 +1,13 @@
-"""Are a plugin's handlers there in a process of their own, as in a worker? Run as ``python -m taskyard.testing.fresh NAME``, options on stdin."""
+"""Are a plugin's handlers there in a process of their own, as in a worker, and are their names free?
+
+Run as ``python -m taskyard.testing.fresh NAME``, the options and what else is to be loaded on stdin.
+"""
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import operator
 import os
 import subprocess
@@ -14,21 +18,23 @@ from typing import Any
 import importlib_metadata
 
 from taskyard.handlers import Handler
-from taskyard.plugins import GROUP, load_plugins
+from taskyard.plugins import GROUP, Plugin, conflicts, load_each, load_plugins
 from taskyard.pythons import python
+from taskyard.settings import PluginSettings
 
 #: Seconds that the process gets.
 _TIMEOUT = 120.0
 
 
-def missing_in_a_fresh_process(name: str, options: Mapping[str, Any], types: list[str]) -> list[str]:
-    """What a new process lacks of a plugin that has these task types here, as sentences."""
+def problems_in_a_fresh_process(name: str, options: Mapping[str, Any], types: list[str], among: PluginSettings) -> list[str]:
+    """What a new process lacks of a plugin that has these task types here, and which of its names others have there, as sentences."""
+    asked = {"options": dict(options), "only": among.only, "disabled": among.disabled, "others": among.options, "import_timeout": among.import_timeout}
     # It finds what this one finds: tests put folders on the path.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.curdir for entry in sys.path)}
     command = python("-m", __name__, name)
     try:
         run = subprocess.run(  # noqa: S603  # our own module, and no shell
-            command, input=json.dumps(dict(options), default=str), env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+            command, input=json.dumps(asked, default=str), env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
         return [f"It could not be loaded in a process of its own within {_TIMEOUT:g} s."]
@@ -39,16 +45,32 @@ def missing_in_a_fresh_process(name: str, options: Mapping[str, Any], types: lis
     if told["reason"]:
         return [f"In a process of its own it is failed: {told['reason']}"]
     absent = [f"handler {each!r}: it is not there in a process of its own, as in a worker." for each in types if each not in told["types"]]
-    return [*absent, *told["problems"]]
+    return [*absent, *told["problems"], *told["taken"]]
 
 
 def main() -> None:
     """Load the plugin and tell as JSON, on the last line, what is there."""
     (name,) = sys.argv[1:]
-    entries = [entry for entry in importlib_metadata.entry_points(group=GROUP) if entry.name == name]
-    (plugin,) = load_plugins(options={name: json.load(sys.stdin)}, entry_points=entries).plugins
+    asked = json.load(sys.stdin)
+    # What is to be said of a plugin that has failed is in the answer, and that of another one is nobody's concern here.
+    logging.disable()
+    entries = list(importlib_metadata.entry_points(group=GROUP))
+    (plugin,) = load_plugins(options={name: asked["options"]}, entry_points=[entry for entry in entries if entry.name == name]).plugins
     problems = [problem for handler in plugin.handlers if (problem := _not_importable(handler))]
-    sys.stdout.write("\n" + json.dumps({"reason": plugin.reason, "types": [handler.type for handler in plugin.handlers], "problems": problems}))
+    taken = [] if plugin.state == "failed" else _taken(plugin, [entry for entry in entries if entry.name != name], asked)
+    told = {"reason": plugin.failure, "types": [handler.type for handler in plugin.handlers], "problems": problems, "taken": taken}
+    sys.stdout.write("\n" + json.dumps(told))
+
+
+def _taken(plugin: Plugin, others: list[importlib_metadata.EntryPoint], asked: Mapping[str, Any]) -> list[str]:
+    """The names of a plugin that others claim, too. Each of those is loaded for itself, so that two others which are at odds are told elsewhere."""
+    found: list[str] = []
+    for entry in others:
+        if entry.name not in asked["disabled"] and (asked["only"] is None or entry.name in asked["only"]):
+            options = {entry.name: asked["others"].get(entry.name, {})}
+            plugins, _ = load_each(options=options, import_timeout=asked["import_timeout"], entry_points=[entry])
+            found += conflicts([plugin, *plugins])
+    return found
 
 
 def _not_importable(handler: Handler[Any, Any]) -> str | None:
