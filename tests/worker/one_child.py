@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from taskyard import clock
-from taskyard_worker import wire
+from taskyard_worker import runner, wire
 from tests.stack import PATIENCE
 
 CHILDBED = Path(__file__).parent / "childbed"
@@ -58,20 +59,10 @@ class OneChild:
     def start(self, type_: str, payload: Mapping[str, Any] | None = None, *, namespace: str = "default") -> int:
         """Give it a job, and get the job's key."""
         key = next(self._keys)
-        job = {
-            "kind": "task",
-            "key": key,
-            "id": str(uuid.uuid4()),
-            "type": type_,
-            "namespace": namespace,
-            "attempt": 1,
-            "fence": 1,
-            "tags": [],
-            "metadata": "{}",
-            "deadline": time.time() + 600,
-            "start_by": clock.now() + 600,
-            "payload": json.dumps(payload or {}),
-        }
+        # As a claim's row; what it has no value for here is empty.
+        row: Any = defaultdict(lambda: None, id=uuid.uuid4(), type=type_, namespace=namespace, payload=json.dumps(payload or {}))
+        row |= {"attempt": 1, "fence": 1, "max_attempts": 1, "tags": [], "metadata": "{}", "started": time.time(), "timeout": 600.0}
+        job = runner._job(row, key, clock.now() + 600)
         self._open[key] = Ended({})
         self.channel.sendall(wire.pack({"run": [job]}))
         return key
