@@ -164,6 +164,54 @@ def test_a_problem_is_told_with_each_place_and_the_near_type(client: Client) -> 
     assert "Traceback" not in err
 
 
+def lines(*urls: str, **more: Any) -> str:
+    return "".join(json.dumps({"type": "http.request", "payload": {"url": url}, **more}) + "\n" for url in urls)
+
+
+def test_tasks_are_submitted_from_lines_once_however_often(client: Client) -> None:
+    written = client.folder / "tasks.jsonl"
+    written.write_text("\ufeff" + lines("https://a/", "https://b/", priority=9) + "\n" + json.dumps({"payload": {"url": "https://c/"}}))
+    out, err = client("submit", "http.request", "--from", "tasks.jsonl", "--tag", "nightly", "--priority", "2")
+    assert (out, err) == ("", "3 tasks are submitted.\n")
+    listed = [(task["payload"]["url"], task["priority"], task["tags"]) for task in client.json("tasks", "list")["items"]]
+    assert listed == [("https://c/", 2, ["nightly"]), ("https://b/", 9, ["nightly"]), ("https://a/", 9, ["nightly"])]
+    _, err = client("submit", "http.request", "--from", "-", "--tag", "nightly", "--priority", "2", stdin=written.read_text())
+    assert err == "3 tasks are submitted, 3 of them by an earlier run.\n"
+    out, _ = client("submit", "http.request", "--from", "tasks.jsonl", "--idempotency-key", "again", "--json")
+    assert [json.loads(line)["line"] for line in out.splitlines()] == [1, 2, 4]
+    assert len(client.json("tasks", "list")["items"]) == 6
+
+
+def test_a_wrong_line_is_named_and_what_was_submitted_before_it_is_said(client: Client) -> None:
+    many = lines(*(f"https://a/{n}" for n in range(1001)))
+    _, err = client("submit", "--from", "-", stdin=many + lines("https://b/", prio=1) + lines("no address"), code=1)
+    assert "1000 tasks are submitted. They are up to line 1000; nothing after it is." in err
+    assert "line 1002: /prio: unknown name. Did you mean 'priority'?" in err
+    assert "line 1003: /payload/url: " in err
+    _, err = client("submit", "--from", "-", stdin=many + lines("https://b/", "https://c/"))
+    assert err == "1003 tasks are submitted, 1000 of them by an earlier run.\n"
+    for wrong, said in [("[1]", "Line 2 is no task"), ("{", "Line 2 is not JSON"), ('{"payload": 1e400}', "Line 2 is not JSON that can be sent: /payload")]:
+        _, err = client("submit", "--from", "-", stdin=f"{lines('https://new/')}{wrong}\n", code=1)
+        assert said in err
+        assert "Nothing is submitted." in err
+    _, err = client("submit", "--from", "-", "--validate-only", stdin=lines("https://new/", "https://new/"))
+    assert err == "2 tasks are right; nothing is submitted.\n"
+    _, err = client("submit", "--from", "nowhere.jsonl", code=2)
+    assert "nowhere.jsonl" in err
+
+
+def test_what_can_be_submitted_is_listed_and_shown(client: Client) -> None:
+    out, _ = client("task-types", "list")
+    assert "http.request" in out
+    assert [kind["type"] for kind in client.json("task-types", "list")["items"]] == sorted(kind["type"] for kind in client.json("task-types", "list")["items"])
+    out, _ = client("task-types", "show", "http.request")
+    assert "max attempts" in out
+    assert '"url": {' in out
+    assert client.json("task-types", "show", "http.request")["payload_schema"]["properties"]["url"]
+    _, err = client("task-types", "show", "http.requst", code=1)
+    assert "http.requst" in err
+
+
 @pytest.mark.parametrize(
     ("payload", "said"), [('{"depth": 12345678901234567890.5}', "/depth: a number that would change"), ('{"url": 1, "url": 2}', "'url' is there twice")]
 )

@@ -25,6 +25,7 @@ CORE = {
     "up": "taskyard.up.command:up",
     "submit": "taskyard.cli.submit:submit",
     "tasks": "taskyard.cli.tasks:app",
+    "task-types": "taskyard.cli.task_types:app",
     "queues": "taskyard.cli.queues:app",
     "deliveries": "taskyard.cli.deliveries:app",
     "notifiers": "taskyard.cli.notifiers:app",

@@ -60,9 +60,9 @@ def _words(value: Any) -> str:
     return json_text(value) if isinstance(value, dict | list | tuple | bool) else "" if value is None else str(value)
 
 
-def json_text(value: Any) -> str:
-    """A value as JSON, on one line."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value as JSON, on one line where there is no ``indent``."""
+    return json.dumps(value, ensure_ascii=False, default=str, indent=indent)
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, fold: Collection[str] = ()) -> None:

@@ -57,7 +57,7 @@ def namespace_filter(namespace: str | None, every: bool) -> dict[str, str]:
 
 
 @contextmanager
-def connect(url: str | None, key: str | None, profile: str | None = None) -> Iterator[Client]:
+def connect(url: str | None, key: str | None, profile: str | None = None, *, retries: Retries = RETRIES) -> Iterator[Client]:
     """The service that a command's options, the environment and the user's profiles name.
 
     Raises:
@@ -66,7 +66,7 @@ def connect(url: str | None, key: str | None, profile: str | None = None) -> Ite
     """
     place = _place(url, key, profile, warn=True)
     try:
-        with Client(place.url, place.key, retries=RETRIES) as client:
+        with Client(place.url, place.key, retries=retries) as client:
             yield client
     except Unreachable as error:
         if error.sent:

@@ -12,11 +12,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from taskyard.cli.output import AsJson, console, json_text, write_json, write_lines, write_pairs
 from taskyard.cli.rest import Key, ProfileName, Url, complete_queue, complete_type, connect
-from taskyard.client import Client, Event, New, Task
+from taskyard.cli.submit_lines import submit_lines
+from taskyard.client import Client, Event, New, Retries, Task
 from taskyard.client.models import Answer
 from taskyard.masking import escape_controls
 from taskyard.storable import read_json
 from taskyard.task_options import Options
+
+#: A file of tasks may take its time, and be over a quota for a while.
+PATIENT = Retries(most=20)
 
 
 def _time(given: str) -> str:
@@ -27,8 +31,17 @@ def _time(given: str) -> str:
 
 
 def submit(
-    type: Annotated[str, typer.Argument(help="Task type, such as http.request.", metavar="TYPE", autocompletion=complete_type)],
-    payload: Annotated[str, typer.Option(help="Payload: JSON, @FILE, or - for standard input.", metavar="JSON|@FILE|-")] = "{}",
+    type: Annotated[str | None, typer.Argument(help="Task type, such as http.request.", metavar="[TYPE]", autocompletion=complete_type)] = None,
+    payload: Annotated[str | None, typer.Option(help="Payload: JSON, @FILE, or - for standard input. [default: {}]", metavar="JSON|@FILE|-")] = None,
+    lines: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="File of JSON lines, or - for standard input: a task with type and payload on each. Type and options here are for lines that do not say. "
+            "The same lines are submitted once, however often the command is run.",
+            metavar="FILE|-",
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the task's end; exit with 1 unless it succeeded.")] = False,
     priority: Annotated[int | None, typer.Option(help="0 to 9; 9 is the most urgent.")] = None,
     queue: Annotated[str | None, typer.Option(help="Queue; each type has one of its own by default.", autocompletion=complete_queue)] = None,
@@ -40,21 +53,28 @@ def submit(
     tag: Annotated[list[str] | None, typer.Option(help="A tag; repeat for more.")] = None,
     metadata: Annotated[str | None, typer.Option(help="A JSON object that travels with the task.", metavar="JSON")] = None,
     unique_key: Annotated[str | None, typer.Option(help="At most one live task has this key.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="Repeat the command with this key, and no second task is made.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Repeat the command with this key, and no second task is made. With --from, another key submits the same lines again.")
+    ] = None,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, and submit nothing.")] = False,
     url: Url = None,
     key: Key = None,
     profile: ProfileName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a task."""
-    if wait and validate_only:
-        raise typer.BadParameter("a task that is not submitted has no end to wait for", param_hint="--validate-only")
-    body = _json("--payload", _payload_text(payload))
+    """Submit a task. With --from, many from a file."""
+    _check_use(type, payload, lines, wait=wait, validate_only=validate_only)
     given: dict[str, Any] = {"priority": priority, "queue": queue, "delay": delay, "run_at": run_at, "expires_at": expires_at, "timeout": timeout}
     given |= {"max_attempts": max_attempts, "tags": tag, "metadata": metadata and _json("--metadata", metadata), "unique_key": unique_key}
     # What is wrong with a value is the service's to say.
     options = cast(Options, {name: value for name, value in given.items() if value is not None})
+    if lines is not None:
+        defaults = {**options} if type is None else {"type": type, **options}
+        with connect(url, key, profile, retries=PATIENT) as client:
+            submit_lines(client, lines, defaults, idempotency_key or "", validate_only=validate_only, as_json=as_json)
+        return
+    assert type is not None
+    body = _json("--payload", _payload_text(payload or "{}"))
     with connect(url, key, profile) as client:
         if validate_only:
             write_answer(client.check(New(type, body, **options)), as_json=as_json)
@@ -64,6 +84,16 @@ def submit(
     write_answer(task, as_json=as_json)
     if wait and task.status != "succeeded":
         raise typer.Exit(1)
+
+
+def _check_use(type_: str | None, payload: str | None, lines: str | None, *, wait: bool, validate_only: bool) -> None:
+    """Raises BadParameter for options that do not go together."""
+    if type_ is None and lines is None:
+        raise typer.BadParameter("expected a task type, or --from", param_hint="TYPE")
+    if lines is not None and (payload is not None or wait):
+        raise typer.BadParameter("it does not go with --payload or --wait", param_hint="--from")
+    if wait and validate_only:
+        raise typer.BadParameter("a task that is not submitted has no end to wait for", param_hint="--validate-only")
 
 
 def wait_for(client: Client, task: Task, *, quiet: bool) -> Task:
