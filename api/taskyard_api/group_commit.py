@@ -10,19 +10,21 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from sqlalchemy import Connection, RowMapping
 
-from taskyard import failpoints, lifecycle
-from taskyard.errors import Unavailable, UniqueConflict
-from taskyard.idempotency import IdempotencyKey, replay
+from taskyard import failpoints, interference, lifecycle
+from taskyard.errors import NotFound, Unavailable, UniqueConflict
+from taskyard.idempotency import IdempotencyKey, replay, take_back
 from taskyard.records import NewTask
 from taskyard_api.database import Database
 
 MAX_FLUSHES = 2
 MAX_ROWS = 500
+#: Whoever kept a request out by a key may be gone before it is looked for: then the request is inserted again. So often at most.
+TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class GroupCommit:
         Raises:
             UniqueConflict: a live task has the unique_key of one of them; none is submitted.
             IdempotencyMismatch, NotFound: the key was used before, with another body, or for what is not kept any more.
-            Unavailable: the database can't be reached now.
+            Unavailable: the database can't be reached now, or something on its table, such as a trigger, keeps a task out.
         """
         answer: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(new, key, answer))
@@ -135,34 +137,49 @@ class GroupCommit:
             return
         left = []
         for waiting in batch:
-            if waiting.new[0].id not in rows:
+            if not all(task.id in rows for task in waiting.new):
                 left.append(waiting)
             elif not waiting.answer.done():
                 waiting.answer.set_result(Submitted([rows[task.id] for task in waiting.new]))
         for waiting in left:
             await _each(waiting, self._again(waiting))
 
-    async def _alone(self, waiting: Waiting) -> Submitted:
-        try:
-            rows = await self._commit([waiting], whole=True)
-        except _Left:
-            return await self._again(waiting)
-        return Submitted([rows[task.id] for task in waiting.new])
-
     async def _again(self, waiting: Waiting) -> Submitted:
-        """What a statement left out: answer what its key has made, name who has a unique_key of it, or insert it if neither is there
-        any more.
-        """
-        if waiting.key and (made := await self._database.read(replay, waiting.key)):
+        """What a statement left out: answer what its key has made, or insert it."""
+        return await self._made_before(waiting) or await self._alone(waiting)
+
+    async def _alone(self, waiting: Waiting) -> Submitted:
+        for _ in range(TRIES):
+            try:
+                rows = await self._commit([waiting], whole=True)
+            except _Left:
+                if made := await self._made_before(waiting):
+                    return made
+            else:
+                return Submitted([rows[task.id] for task in waiting.new])
+        # Raises Unavailable, and logs why.
+        self._database.writes.failed()
+        return await self._database.read(_fail_discarded)
+
+    async def _made_before(self, waiting: Waiting) -> Submitted | None:
+        """What keeps a request out: what its key has made. None if nothing does any more. Raises UniqueConflict with who has a unique_key of it."""
+        if waiting.key and (made := await self._replayed(waiting, waiting.key)):
             return Submitted(made, replayed=True)
         if wanted := {task.unique_key: index for index, task in enumerate(waiting.new) if task.unique_key is not None}:
             holders = await self._database.read(lifecycle.unique_key_holders, waiting.new[0].namespace, wanted)
             if holders:
                 first = min(holders, key=lambda held: wanted[held])
                 raise UniqueConflict(first, str(holders[first]), wanted[first])
-        elif not waiting.key:
-            raise RuntimeError(f"the id {waiting.new[0].id}, or one beside it, was there before it was made")
-        return await self._alone(waiting)
+        return None
+
+    async def _replayed(self, waiting: Waiting, key: IdempotencyKey) -> list[RowMapping] | None:
+        try:
+            return await self._database.read(replay, key)
+        except NotFound:
+            # The request's own key was committed without its tasks: it must not stand in the way of the next try.
+            if await self._database.write(take_back, key, [task.id for task in waiting.new]):
+                return None
+            raise
 
     async def _commit(self, batch: Sequence[Waiting], *, whole: bool = False) -> dict[UUID, RowMapping]:
         """Insert and commit; ``whole`` means all rows or, with _Left, none."""
@@ -181,6 +198,10 @@ def _submit_whole(connection: Connection, new: Sequence[NewTask], keys: Sequence
         raise _Left
     failpoints.hit("submit.uncommitted")
     return rows
+
+
+def _fail_discarded(connection: Connection) -> NoReturn:
+    raise interference.discarded(connection)
 
 
 async def _each(waiting: Waiting, submitted: Awaitable[Submitted]) -> None:

@@ -4,6 +4,9 @@ PostgreSQL says by SQLSTATE when *this row's data* is wrong: trying again can't 
 away, full, read-only or being upgraded, a password or a right is missing, a pooler stands in between. The work is kept and tried again, and
 a client is answered 503. That includes mistakes of ours, such as a syntax error: the next release cures them, and until then nothing
 accepted is lost. They are logged as errors (see :func:`is_mistake`).
+
+A unique violation blames the data only where the constraint is about values of the caller (:data:`CALLERS_KEYS`). Every other key of ours is drawn
+from a sequence or made at random, so a duplicate of it is the database's fault: its sequence is behind, as after a restore or a switchover.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ QUIET: Final = 60.0
 #: Classes of SQLSTATE that blame the data: data exception, integrity violation, and program limit exceeded, which is the size or the depth
 #: of a value.
 DATA_CLASSES: Final = ("22", "23", "54")
+#: The index that keeps one live task for each unique_key.
+UNIQUE_KEY: Final = "uq_tasks_unique_key"
+#: Unique constraints on values that a caller chooses.
+CALLERS_KEYS: Final = frozenset({UNIQUE_KEY, "pk_idempotency_keys"})
+_DUPLICATE: Final = "23505"
 #: Errors that only a statement of ours, or a schema that isn't ours, can cause.
 _MISTAKES: Final = ("42", "0A", "21", "2F", "34", "XX")
 #: Missing rights are the operator's: a sentence says enough.
@@ -45,8 +53,15 @@ _REFUSES_STALE_PLANS: Final = "RevalidateCachedQuery"
 _STALE_PLANS: Final = ("cached statement plan is invalid", "cache lookup failed")
 _READ_ONLY: Final = "25006"
 _NO_SUCH_STATEMENT: Final = "26000"
+#: What our primary keys' names begin with.
+_PRIMARY: Final = "pk_"
+_SEQUENCES: Final = " (its sequence is probably behind, as after a restore or a switchover: `taskyard doctor` names the setval to run)"
 #: Characters of a driver's message that are shown.
 _MOST_WORDS: Final = 500
+
+
+class Discarded(Exception):
+    """PostgreSQL said that it inserted a row, and left it out: see taskyard.interference. Raise it in the transaction, which is rolled back then."""
 
 
 def sqlstate_of(error: BaseException) -> str | None:
@@ -60,14 +75,14 @@ def is_bad_data(error: BaseException) -> bool:
     if not _is_of_database(error):
         return False
     if state := sqlstate_of(error):
-        return state.startswith(DATA_CLASSES)
+        return state.startswith(DATA_CLASSES) and _blameless_duplicate(error) is None
     # The driver could not write a value in PostgreSQL's form: too large a number, or U+0000 in a text.
     return any(_driver_of(one) is not None and type(one).__name__ == "DataError" for one in _causes(error))
 
 
 def is_outage(error: BaseException) -> bool:
     """Is this an error of the database that is not :func:`is_bad_data`? What was to be written is kept, and tried again."""
-    if isinstance(error, PoolTimeout | PendingRollbackError | OSError):
+    if isinstance(error, PoolTimeout | PendingRollbackError | OSError | Discarded):
         return True
     return _is_of_database(error) and not is_bad_data(error)
 
@@ -75,13 +90,22 @@ def is_outage(error: BaseException) -> bool:
 def was_rolled_back(error: BaseException) -> bool:
     """Did the server answer that it did not do it? Class 08 and 57P are a connection's end, which tells nothing."""
     state = sqlstate_of(error)
-    return state is not None and not state.startswith(("08", "57P"))
+    return isinstance(error, Discarded) or (state is not None and not state.startswith(("08", "57P")))
 
 
 def is_mistake(error: BaseException) -> bool:
     """Is this outage most likely a fault of a statement of ours, or of the schema, rather than of the server?"""
     state = sqlstate_of(error) or ""
-    return state.startswith(_MISTAKES) and state != NO_RIGHTS
+    return isinstance(error, Discarded) or (state.startswith(_MISTAKES) and state != NO_RIGHTS) or _blameless_duplicate(error) is not None
+
+
+def duplicate_of(error: BaseException) -> str | None:
+    """The unique constraint that an error says is violated; None if it says nothing of the kind, or does not name it."""
+    if sqlstate_of(error) != _DUPLICATE:
+        return None
+    # psycopg keeps it in `diag`, asyncpg on the error itself.
+    names = (_said(one, "constraint_name") or getattr(one, "constraint_name", None) for one in _causes(error))
+    return next((name for name in names if isinstance(name, str)), None)
 
 
 def is_undone(error: BaseException) -> bool:
@@ -105,11 +129,14 @@ def drop_useless(context: ExceptionContext) -> None:
 
 
 def driver_words(error: BaseException) -> str:
-    """The driver's own words on one line, with the passwords of URLs masked. They name hosts and users: for operators, not for clients."""
+    """The driver's own words on one line, with the passwords of URLs masked, and what to do where the words alone don't tell. They name hosts and
+    users: for operators, not for clients.
+    """
     cause = _speaking(list(_causes(error)))
     # The server's sentence alone: what follows it shows values, and the statement.
     words = " ".join((_said(cause, "message_primary") or str(cause).split("\nDETAIL:", 1)[0]).split())
-    return mask_url(words[:_MOST_WORDS]) or type(cause).__name__
+    said = mask_url(words[:_MOST_WORDS]) or type(cause).__name__
+    return f"{said}{_SEQUENCES}" if (_blameless_duplicate(error) or "").startswith(_PRIMARY) else said
 
 
 def _speaking(causes: list[BaseException]) -> BaseException:
@@ -160,9 +187,15 @@ def _sentence(error: BaseException) -> str:
         return "The database took too long for this, and was stopped. A list, or an action, with more filters is quicker."
     if state == LOCKED:
         return "The database can't do this now: what it needs is locked."
-    if state is None or state.startswith(_UNREACHABLE):
+    if not isinstance(error, Discarded) and (state is None or state.startswith(_UNREACHABLE)):
         return "The database can't be reached now."
     return "The database can't do this now."
+
+
+def _blameless_duplicate(error: BaseException) -> str | None:
+    """The unique constraint that is violated and that no caller's value can violate."""
+    name = duplicate_of(error)
+    return None if name in CALLERS_KEYS else name
 
 
 def _is_stale_plan(error: BaseException) -> bool:

@@ -62,6 +62,12 @@ def replay(connection: Connection, key: IdempotencyKey) -> list[RowMapping] | No
     return rows
 
 
+def take_back(connection: Connection, key: IdempotencyKey, task_ids: Sequence[UUID]) -> bool:
+    """Forget a key that was written for just these tasks. False: it is not there, or another request's."""
+    statement = text("DELETE FROM idempotency_keys WHERE namespace = :namespace AND key = :key AND task_ids = CAST(:ids AS uuid[])")
+    return connection.execute(statement, {"namespace": key.namespace, "key": key.key, "ids": list(task_ids)}).rowcount == 1
+
+
 _PURGE = text(
     """
 WITH old AS MATERIALIZED (

@@ -41,6 +41,7 @@ from sqlalchemy.exc import IntegrityError
 
 from taskyard import broker_queues, system
 from taskyard.channels import ENDED, announce
+from taskyard.database_errors import UNIQUE_KEY, duplicate_of
 from taskyard.errors import IllegalTransition, NotFound, UniqueConflict, VersionConflict
 from taskyard.records import LANES, Finished, NewTask
 from taskyard.routes import WANTS
@@ -718,9 +719,6 @@ def release(connection: Connection, namespace: str, task_id: UUID) -> RowMapping
     return _move("release", _RELEASE, connection, namespace, task_id)
 
 
-_UNIQUE_VIOLATION = "23505"
-
-
 def retry(connection: Connection, namespace: str, task_id: UUID) -> RowMapping:
     """Run an ended task again, with fresh attempts. The fence goes on growing.
 
@@ -733,7 +731,7 @@ def retry(connection: Connection, namespace: str, task_id: UUID) -> RowMapping:
             with connection.begin_nested():
                 return _move("retry", _RETRY, connection, namespace, task_id)
         except IntegrityError as error:
-            if getattr(error.orig, "sqlstate", None) != _UNIQUE_VIOLATION:
+            if duplicate_of(error) != UNIQUE_KEY:
                 raise
             key = _current(connection, namespace, task_id)["unique_key"]
             # Whoever had the key may have ended between the two statements: then it is free, and there is nobody to name.
@@ -830,7 +828,7 @@ def move_many(connection: Connection, verb: str, namespace: str, task_ids: Seque
         with connection.begin_nested():
             return list(connection.execute(BULK_VERBS[verb].many, {"ids": list(task_ids), "namespace": namespace}).mappings())
     except IntegrityError as error:
-        if getattr(error.orig, "sqlstate", None) != _UNIQUE_VIOLATION:
+        if duplicate_of(error) != UNIQUE_KEY:
             raise
     moved = []
     for task_id in sorted(task_ids):

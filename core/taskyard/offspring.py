@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, RowMapping, text
 
-from taskyard import lifecycle
+from taskyard import interference, lifecycle
 from taskyard.records import NewTask
 from taskyard.storable import to_json
 
@@ -30,12 +30,18 @@ WHERE e.id = (SELECT max(id) FROM events WHERE task_id = s.parent_id AND type = 
 
 
 def submit(connection: Connection, children: Sequence[NewTask]) -> list[RowMapping]:
-    """Submit the children of runs whose success this transaction records; answers those that were made."""
+    """Submit the children of runs whose success this transaction records; answers those that were made.
+
+    Raises:
+        Discarded: PostgreSQL left one out for no reason of ours. The transaction is to be rolled back, and tried again.
+    """
     made: dict[UUID, RowMapping] = {}
     left = list(children)
     for _ in range(TRIES):
         made |= lifecycle.submit(connection, left)
-        left = [child for child in left if child.id not in made and child.unique_key is not None]
+        left = [child for child in left if child.id not in made]
+        if any(child.unique_key is None for child in left):
+            raise interference.discarded(connection)
         holders = _holders(connection, left)
         if all(child.id in holders for child in left):
             break

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from taskyard.errors import ConfigurationError, UniqueConflict
+from taskyard.errors import ConfigurationError, Unavailable, UniqueConflict
 from taskyard.handlers import Handler
 from taskyard.task_options import Options, in_process
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 P = TypeVar("P")
+#: A key's holder may end between two statements: then the key is free, and the task is inserted again. So often at most.
+TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def submit(
         UnknownTaskType: no installed plugin brings the type.
         InvalidInput: the payload or an option breaks a rule; carries pointers.
         UniqueConflict: a live task has the ``unique_key``. The transaction goes on: nothing was written.
+        Unavailable: something on the table, such as a trigger, keeps the task out of it. The transaction goes on: nothing was written.
         ConfigurationError: the connection is to another kind of database than PostgreSQL; or see taskyard.settings.load_settings.
     """
     return _insert(_connection(connection), _prepare(type, payload, namespace, registry, options), wake=wake)
@@ -153,16 +156,20 @@ def _prepare(type: str | Handler[Any, Any], payload: Any, namespace: str, regist
 
 
 def _insert(connection: Connection, task: NewTask, *, wake: bool) -> SubmittedTask:
-    from taskyard import lifecycle
+    from taskyard import interference, lifecycle
     from taskyard.channels import announce
 
     if connection.dialect.name != "postgresql":
         raise ConfigurationError(f"submit: expected a connection to Taskyard's PostgreSQL, not to {connection.dialect.name}.")
+    tries = 0
     while not (row := lifecycle.submit(connection, [task]).get(task.id)):
         # Whoever had the key may have ended between the two statements: then it is free.
         key = task.unique_key or ""
         if holder := lifecycle.live_with_unique_key(connection, task.namespace, key):
             raise UniqueConflict(key, str(holder))
+        tries += 1
+        if tries == TRIES or task.unique_key is None:
+            raise Unavailable(f"{interference.discarded(connection)}.")
     if wake:
         announce(connection, [(task.queue, task.lane)])
     return SubmittedTask(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, text
 
-from taskyard import lifecycle
+from taskyard import interference, lifecycle
 from taskyard.database_errors import is_bad_data, is_outage, sqlstate_of
 from taskyard.records import NewTask
 from taskyard.tables import metadata
@@ -72,7 +72,8 @@ def _trial(connection: Connection, size: int) -> str:
     task = NewTask(uuid.uuid4(), "taskyard.trial", payload, queue="default", lane="sync", priority=0, timeout=1.0, max_attempts=1)
     try:
         connection.execute(_BE_QUICK)
-        lifecycle.submit(connection, [task])
+        if not lifecycle.submit(connection, [task]):
+            return f"a trial write left no row: {', '.join(interference.found(connection, ['tasks'])) or 'nothing is found that keeps it out'}"
     except Exception as error:
         # A trial's data is as it should be, so what blames them is a constraint or a trigger of somebody else.
         if not is_outage(error) and not is_bad_data(error):

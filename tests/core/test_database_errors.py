@@ -13,8 +13,19 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.testing import capture_logs
 
-from taskyard.database_errors import OutageLog, driver_words, is_bad_data, is_mistake, is_outage, outages_named, sqlstate_of
+from taskyard.database_errors import (
+    CALLERS_KEYS,
+    OutageLog,
+    driver_words,
+    duplicate_of,
+    is_bad_data,
+    is_mistake,
+    is_outage,
+    outages_named,
+    sqlstate_of,
+)
 from taskyard.errors import IllegalTransition, TaskyardError, Unavailable
+from taskyard.tables import metadata
 
 pytestmark = pytest.mark.one_pair
 Run = Callable[[str, str], None]
@@ -107,6 +118,22 @@ def test_data_that_postgresql_refuses_is_no_outage(run: Run, database_url: str) 
     for state in BAD_DATA:
         error = _raised(run, database_url, f"DO $$ BEGIN RAISE EXCEPTION 'so it is' USING ERRCODE = '{state}'; END $$")
         assert (sqlstate_of(error), is_outage(error), is_bad_data(error)) == (state, False, True)
+
+
+def test_a_duplicate_blames_the_data_only_if_a_caller_chose_the_value(run: Run, database_url: str) -> None:
+    def raised(constraint: str) -> Exception:
+        return _raised(run, database_url, f"DO $$ BEGIN RAISE EXCEPTION 'twice' USING ERRCODE = '23505', CONSTRAINT = '{constraint}'; END $$")
+
+    known = {index.name for table in metadata.tables.values() for index in table.indexes} | {f"pk_{name}" for name in metadata.tables}
+    assert known >= CALLERS_KEYS, "names that the tables have"
+    for constraint in CALLERS_KEYS:
+        error = raised(constraint)
+        assert (duplicate_of(error), is_bad_data(error), is_outage(error), is_mistake(error)) == (constraint, True, False, False)
+        assert "doctor" not in driver_words(error)
+    for constraint in ("pk_events", "pk_deliveries", "somebodys_index"):
+        error = raised(constraint)
+        assert (duplicate_of(error), is_bad_data(error), is_outage(error), is_mistake(error)) == (constraint, False, True, True)
+        assert ("taskyard doctor" in driver_words(error)) == constraint.startswith("pk_")
 
 
 def test_a_login_that_is_refused_and_a_server_that_is_not_there_are_outages(run: Run, database_url: str) -> None:

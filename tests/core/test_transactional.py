@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 import taskyard
 from taskyard import ConfigurationError, InvalidInput, UniqueConflict, UnknownTaskType, handler, hookspecs
+from taskyard.errors import Unavailable
 from taskyard.plugins import Plugin, Registry
 
 from .life import Life
@@ -124,6 +125,19 @@ def test_a_unique_key_that_is_taken_is_told_and_the_transaction_goes_on(life: Li
         assert refused.value.task_id == str(first.id)
         after = taskyard.submit(connection, send, Letter(to="Bob"), registry=registry)
     assert tasks(life) == [first.id, elsewhere.id, after.id]
+
+
+@pytest.mark.parametrize("options", [{}, {"unique_key": "ada"}])
+def test_a_trigger_that_keeps_the_task_out_is_named_and_the_transaction_goes_on(life: Life, registry: Registry, options: dict[str, Any]) -> None:
+    with life.engine.connect() as connection:
+        connection.execute(text("CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"))
+        connection.execute(text("CREATE TRIGGER keep_out BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION keep_out()"))
+        with pytest.raises(Unavailable, match="trigger keep_out on tasks"):
+            taskyard.submit(connection, send, Letter(to="Ada"), registry=registry, **options)
+        connection.execute(text("DROP TRIGGER keep_out ON tasks"))
+        submitted = taskyard.submit(connection, send, Letter(to="Ada"), registry=registry, **options)
+        assert connection.execute(text("SELECT id FROM tasks")).scalar_one() == submitted.id
+        connection.rollback()
 
 
 def test_the_commit_wakes_the_dispatchers_and_nothing_before_it_does(life: Life, registry: Registry) -> None:

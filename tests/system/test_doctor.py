@@ -223,6 +223,22 @@ def test_rights_that_are_missing_are_named_whichever_role_of_taskyard_needs_them
             connection.exec_driver_sql(f"DROP ROLE {role}")
 
 
+def test_a_sequence_that_is_behind_and_a_trigger_of_somebody_else_are_named(stack: Stack) -> None:
+    stack.submit("t.echo")
+    with stack.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT setval('events_id_seq', 1)")
+        connection.exec_driver_sql("CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'")
+        connection.exec_driver_sql("CREATE TRIGGER stamp BEFORE INSERT ON tasks FOR EACH ROW EXECUTE FUNCTION f()")
+        connection.exec_driver_sql(
+            "INSERT INTO events (id, task_id, namespace, type, attempt) OVERRIDING SYSTEM VALUE VALUES (7, gen_random_uuid(), '', '', 0)"
+        )
+    code, found = findings(stack.folder, **settings_of(stack))
+    assert (code, found["sequences"]["state"]) == (1, "fail")
+    assert found["sequences"]["detail"] == "public.events_id_seq is at 1, and its table at 7"
+    assert found["sequences"]["advice"] == "As the owner of the tables, run: SELECT setval('public.events_id_seq', 7)."
+    assert (found["others' triggers"]["state"], found["others' triggers"]["detail"]) == ("warn", "trigger stamp on tasks")
+
+
 def test_nothing_configured_names_both_variables(tmp_path: Path) -> None:
     code, found = findings(tmp_path)
     assert code == 1

@@ -20,7 +20,7 @@ from taskyard.settings import DatabaseSettings, DispatchSettings, Settings
 from taskyard_worker.ledger import Ledger
 from taskyard_worker.ledger_requests import FOREVER, Request
 from taskyard_worker.waiting_requests import LONGEST_PAUSE, WaitingRequests
-from tests.core.life import TYPES, Life
+from tests.core.life import TYPES, Life, new
 
 NOBODY = cast("asyncio.Future[Any]", None)
 
@@ -84,6 +84,45 @@ def test_wrong_data_is_refused_at_once_and_harms_nobody(engine: Engine, database
         assert good[tasks[1], fences[tasks[1]]]["status"] == "succeeded"
 
     _with_ledger(engine, database_url, worker, work)
+
+
+def test_a_success_is_recorded_as_one_although_the_sequence_of_events_is_behind(engine: Engine, database_url: str, life: Life) -> None:
+    """As after a switchover to a replica that was not told of sequences. Each try draws a number, so the tries end of themselves, too."""
+    worker = life.worker()
+    task = life.queued()
+
+    async def work(ledger: Ledger) -> None:
+        [row] = await ledger.claim("default", "sync", [task])
+        life.execute("SELECT setval('events_id_seq', 1, false)")
+        ended = await ledger.finish([Finished(task, row["fence"], "succeeded", result="1")], {})
+        assert ended[task, row["fence"]]["status"] == "succeeded"
+
+    with capture_logs() as logs:
+        _with_ledger(engine, database_url, worker, work)
+    assert any("pk_events" in str(line.get("error")) and "taskyard doctor" in str(line["error"]) for line in logs)
+
+
+def test_a_success_waits_with_its_children_while_a_trigger_keeps_them_out(engine: Engine, database_url: str, life: Life) -> None:
+    worker = life.worker()
+    task, other = life.queued(), life.queued()
+    child = new(parent_id=task, queue="children")
+    keep_out = "CREATE TRIGGER keep_out BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.queue = 'children') EXECUTE FUNCTION keep_out()"
+
+    async def work(ledger: Ledger) -> None:
+        fences = {row["id"]: row["fence"] for row in await ledger.claim("default", "sync", [task, other])}
+        life.execute("CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+        life.execute(keep_out)
+        ends = asyncio.ensure_future(ledger.finish([Finished(task, fences[task], "succeeded", result="1")], {(task, fences[task]): [child]}))
+        assert (await ledger.finish([Finished(other, fences[other], "succeeded", result="1")], {}))[other, fences[other]]["status"] == "succeeded"
+        while not any("trigger keep_out on tasks" in str(line.get("error")) for line in logs):
+            assert not ends.done()
+            await ledger.call(_one)
+        life.execute("DROP TRIGGER keep_out ON tasks")
+        assert (await ends)[task, fences[task]]["status"] == "succeeded"
+
+    with capture_logs() as logs:
+        _with_ledger(engine, database_url, worker, work)
+    assert life.status(child.id) == "pending"
 
 
 def test_a_request_that_nobody_must_repeat_is_answered_with_its_error(engine: Engine, database_url: str, life: Life) -> None:

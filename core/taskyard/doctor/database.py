@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import Connection, text
 
-from taskyard import dispatchers, queries, readiness
+from taskyard import dispatchers, interference, queries, readiness, sequences
 from taskyard.database import database_url, sync_engine
 from taskyard.database_check import encoding_problem, hidden_tables_problem, is_pooled, keeps_backend, server_encoding
 from taskyard.database_errors import NO_RIGHTS, driver_words, is_outage, sqlstate_of
@@ -24,7 +24,7 @@ from taskyard.write_check import missing_rights
 STATEMENT_SECONDS = 5.0
 #: Seconds by which the clocks of this machine and of the database may differ.
 MOST_SKEW = 2.0
-#: Missing rights that are named.
+#: Names that one finding shows.
 SHOWN = 8
 OLDEST_SERVER = 150000
 _SESSION_MODE = "Set pool_mode = session for Taskyard's database, or connect to PostgreSQL directly."
@@ -97,6 +97,8 @@ def _check_connected(connection: Connection, settings: Settings, place: str) -> 
     connection.rollback()
     if not missing:
         yield _writes(parts["writes"])
+    yield _sequences(connection)
+    yield from _interference(connection)
     yield from _roles(parts, settings)
     yield _broker_as_seen(connection, settings)
     yield from check_waiting(connection, settings)
@@ -160,8 +162,25 @@ def _writes(state: str) -> Finding:
 
 
 def _rights(missing: Sequence[str]) -> Finding:
-    more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    return fail("rights", f"the role lacks {', '.join(missing[:SHOWN])}{more}", _GRANT)
+    return fail("rights", f"the role lacks {', '.join(missing[:SHOWN])}{_and_more(missing)}", _GRANT)
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+
+
+def _sequences(connection: Connection) -> Finding:
+    late = sequences.behind(connection)
+    if not late:
+        return ok("sequences", "each is ahead of its table")
+    detail = ", ".join(f"{one.sequence} is at {one.drawn}, and its table at {one.highest}" for one in late)
+    return fail("sequences", detail, f"As the owner of the tables, run: {'; '.join(one.remedy for one in late)}.")
+
+
+def _interference(connection: Connection) -> Iterator[Finding]:
+    if there := interference.found(connection):
+        detail = f"{', '.join(there[:SHOWN])}{_and_more(there)}"
+        yield warn("others' triggers", detail, "Make sure that none of them keeps a row out or changes it: drop or disable what does.")
 
 
 def _roles(parts: dict[str, str], settings: Settings) -> Iterator[Finding]:
