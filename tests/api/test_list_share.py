@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
-from fastapi import FastAPI
 from httpx2 import AsyncClient
 from pydantic import SecretStr
 
 from taskyard.errors import Unavailable
-from taskyard.plugins import Registry
 from taskyard.settings import ApiSettings, DatabaseSettings, Settings
 from taskyard_api import bulk
-from taskyard_api.app import create_app
 from taskyard_api.lists import Lists
 from taskyard_api.routes import actions, deliveries
-from tests.api.conftest import client_of, submit
+from tests.api.conftest import submit
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_pair]
 MANY = 40
@@ -29,19 +26,6 @@ MANY = 40
 @pytest.fixture
 def api_settings(database_url: str) -> Settings:
     return Settings(database=DatabaseSettings(url=SecretStr(database_url), pool_size=4), api=ApiSettings(list_timeout=3))
-
-
-@pytest.fixture
-async def app(api_settings: Settings, registry: Registry) -> AsyncIterator[FastAPI]:
-    made = create_app(api_settings, registry)
-    async with made.router.lifespan_context(made):
-        yield made
-
-
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
-    async with client_of(app) as made:
-        yield made
 
 
 @contextmanager

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import psycopg
 import pytest
-from fastapi import FastAPI
 from httpx2 import AsyncClient, Response
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from taskyard.plugins import Registry
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_api import write_record
-from taskyard_api.app import create_app
-from tests.api.conftest import client_of
 from tests.databases import cloned
 
 pytestmark = [pytest.mark.anyio, pytest.mark.one_pair]
@@ -41,16 +37,8 @@ def own_url(postgres_url: str, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
-async def app(own_url: str, registry: Registry) -> AsyncIterator[FastAPI]:
-    made = create_app(Settings(database=DatabaseSettings(url=SecretStr(own_url))), registry)
-    async with made.router.lifespan_context(made):
-        yield made
-
-
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
-    async with client_of(app) as made:
-        yield made
+def api_settings(own_url: str) -> Settings:
+    return Settings(database=DatabaseSettings(url=SecretStr(own_url)))
 
 
 def _cut(owner: psycopg.Connection) -> None:
