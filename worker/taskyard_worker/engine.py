@@ -344,11 +344,11 @@ class Engine:
         if rows:
             await self._runner.run_side_by_side(rows, lease, [partial(ended, offer.message) for offer, own in dealt for _ in own])
 
-    async def _withdraw(self, offers: list[Offer]) -> None:
+    async def _withdraw(self, lane: Lane, offers: list[Offer]) -> None:
         """Give back what this worker has no room for: others may. While the database is away the messages stay here, for nobody could claim them."""
         ids: list[UUID] = [id_ for offer in offers for id_ in offer.ids]
         try:
-            await self._ledger.call(lambda connection: lifecycle.withdraw(connection, ids), patience=self._settings.dispatch.sweep_after)
+            await self._ledger.withdraw({(offer.message.queue, lane.name) for offer in offers}, ids)
         except Exception as error:
             log.warning("withdraw.refused", error=driver_words(error), count=len(ids), consequence="the dispatcher sends its tasks again")
         finally:

@@ -36,7 +36,7 @@ class Lane:
         name: str,
         slots: int,
         claim: Callable[[Lane, str, list[Offer]], Awaitable[None]],
-        withdraw: Callable[[list[Offer]], Awaitable[None]],
+        withdraw: Callable[[Lane, list[Offer]], Awaitable[None]],
     ) -> None:
         self.name = name
         self._free = slots
@@ -92,7 +92,7 @@ class Lane:
         late = set(offers).intersection(self._waiting)
         if late:
             self._waiting = deque(offer for offer in self._waiting if offer not in late)
-            self._start(self._withdraw([offer for offer in offers if offer in late]))
+            self._start(self._withdraw(self, [offer for offer in offers if offer in late]))
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -106,6 +106,15 @@ class Ledger:
         """
         ended: Ended = await self._ask(lambda answer: Finish(answer, finished, children))
         return ended
+
+    async def withdraw(self, lines: Collection[tuple[str, str]], ids: Sequence[UUID]) -> None:
+        """Give queued tasks of these (queue, lane) back, and have dispatchers send them to others. Raises as :meth:`claim` does."""
+
+        def give_back(connection: Connection) -> None:
+            if lifecycle.withdraw(connection, ids):
+                announce(connection, lines)
+
+        await self.call(give_back, patience=self._settings.dispatch.sweep_after)
 
     def call(self, work: Callable[[Connection], Any], *, patience: float = 0.0) -> asyncio.Future[Any]:
         """Any statement, in the next commit: asked for at once, whoever awaits the answer. ``patience``: see Request."""
