@@ -104,6 +104,7 @@ SLOW = {
     "test_refused_writes.py",
     "test_reload.py",
     "test_remote_control.py",
+    "test_resources.py",
     "test_role_logs.py",
     "test_rolling_upgrade.py",
     "test_schema_change.py",

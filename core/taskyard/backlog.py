@@ -130,7 +130,7 @@ def oldest_ready(connection: Connection, known: Iterable[str]) -> dict[str, floa
 
 
 def parked(connection: Connection) -> list[Row[Any]]:
-    """How many tasks are parked, for their worker lacks their type: ``n`` by ``type`` and ``queue``, counted up to COUNT_LIMIT."""
+    """How many tasks are parked (see the verbs claim and finish): ``n`` by ``type`` and ``queue``, counted up to COUNT_LIMIT."""
     return list(connection.execute(_PARKED, {"cap": COUNT_LIMIT}))
 
 

@@ -13,7 +13,8 @@ TaskyardError
 ├── ConfigurationError        a setting, a route or a plugin's options are wrong
 │   ├── PluginConflict        two plugins claim one name
 │   └── IncompatiblePlugin    a plugin is for another version of Taskyard
-├── InvalidHandler            a @handler or notifier is declared wrongly
+├── InvalidHandler            a @handler, lifespan or notifier is declared wrongly
+├── LifespanFailed            a plugin's lifespan did not start in this process
 └── Outcome                   raised by handlers and notifiers to say how a run ended
     ├── RetryLater            run again after a delay
     ├── TaskFailed            failed; do not retry
@@ -118,11 +119,21 @@ class IncompatiblePlugin(ConfigurationError):
 
 
 class InvalidHandler(TaskyardError):
-    """A handler or notifier is declared wrongly. ``where`` is the place of its function, where nothing else tells it."""
+    """A handler, lifespan or notifier is declared wrongly. ``where`` is the place of its function, where nothing else tells it."""
 
     def __init__(self, message: str = "", where: str | None = None) -> None:
         super().__init__(message)
         self.where = where
+
+
+class LifespanFailed(TaskyardError):
+    """A plugin's lifespan did not start in this process. Its tasks are parked, and the start is tried again later."""
+
+    def __init__(self, plugin: str, lifespan: str, reason: str) -> None:
+        super().__init__(f"The lifespan {lifespan}{f' of the plugin {plugin}' if plugin else ''} did not start: {reason}")
+        self.plugin = plugin
+        self.lifespan = lifespan
+        self.reason = reason
 
 
 class Outcome(TaskyardError):

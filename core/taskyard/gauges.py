@@ -25,7 +25,8 @@ OLDEST = Metric(
 PARKED = Metric(
     "taskyard_tasks_parked",
     "gauge",
-    f"Tasks that a worker put aside because it lacks their type. They are tried again after `dispatch.park_delay`. Counted up to {COUNT_LIMIT:,}.",
+    "Tasks that a worker put aside because it lacks their type, or could not start its plugin. They are tried again after `dispatch.park_delay`. "
+    f"Counted up to {COUNT_LIMIT:,}.",
     ("type", "queue"),
 )
 PAUSED = Metric("taskyard_queue_paused", "gauge", "1 where a queue is paused.", ("queue",))

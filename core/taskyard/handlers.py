@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Generic, Protocol, TypeVar, Unpack, overload
 from uuid import UUID
 
 import uuid_utils.compat as uuid7
@@ -215,6 +215,8 @@ class Handler(Generic[P, R_co]):
     upgrade: Upgrade | None = None
     #: Tasks that one call takes at most; the function takes lists then. None: one task, one call.
     batch: int | None = None
+    #: Further parameters of the function, each with the annotation of the resource that it gets: see :mod:`taskyard.lifespans`.
+    resources: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -268,6 +270,10 @@ class Declaration(Protocol):
     def __call__(self, function: Callable[[P], R]) -> Handler[P, R]: ...
     @overload
     def __call__(self, function: Callable[[P, Context[Any]], R]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[P, ...], Awaitable[R]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[P, ...], R]) -> Handler[P, R]: ...
 
 
 class BatchDeclaration(Protocol):
@@ -281,6 +287,10 @@ class BatchDeclaration(Protocol):
     def __call__(self, function: Callable[[list[P]], Sequence[R | Exception]]) -> Handler[P, R]: ...
     @overload
     def __call__(self, function: Callable[[list[P], list[Context[Any]]], Sequence[R | Exception]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[list[P], ...], Awaitable[Sequence[R | Exception]]]) -> Handler[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[list[P], ...], Sequence[R | Exception]]) -> Handler[P, R]: ...
 
 
 @overload
@@ -322,8 +332,9 @@ def handler(
 ) -> Declaration | BatchDeclaration:
     """Declare a function as the handler of a task type.
 
-    The first parameter is the payload, and its annotation is what payloads are validated against; a second parameter
-    gets the :class:`Context`. The return annotation is the result's type. ``timeout`` is in seconds and ends the run.
+    The first parameter is the payload, and its annotation is what payloads are validated against; a second one that is annotated
+    :class:`Context` (or not at all) gets the context. Each further parameter gets the resource of its annotation's type, from the plugin's
+    ``taskyard_lifespan``. The return annotation is the result's type. ``timeout`` is in seconds and ends the run.
     Without ``retry`` a failed run is not tried again (unless the task was submitted with ``max_attempts``).
     Short tasks travel through the broker together, as their measured time allows; ``bundle`` is a bound on how many, and 1
     turns it off.
@@ -361,7 +372,7 @@ def handler(
         function = function.__func__ if isinstance(function, staticmethod) else function
         if isinstance(function, Handler):
             raise InvalidHandler(f"@handler({type!r}): that is the handler of {function.type!r} already; a second name of a type stands in aliases")
-        payload, result, wants_context = read_signature(type, function, many=batch is not None)
+        payload, result, wants_context, resources = read_signature(type, function, Context, many=batch is not None)
         return Handler(
             type=type,
             function=function,
@@ -379,6 +390,7 @@ def handler(
             aliases=aliases,
             upgrade=upgrade,
             batch=batch,
+            resources=resources,
         )
 
     return declare

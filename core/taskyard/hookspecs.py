@@ -32,6 +32,16 @@ def taskyard_handlers(config: Any) -> Sequence[Handler[Any, Any]]:  # type: igno
 
 
 @hookspec
+def taskyard_lifespan(config: Any) -> Any:
+    """What handlers share in a process, such as an HTTP client or a database pool: a context manager, async or sync, that yields it.
+
+    Its annotation names the types that it yields (one, or a tuple of several); a handler's parameter with the same annotation gets it. Or
+    a plain function, which returns a list of such context managers' functions. It is started in each process that runs handlers, before the
+    first of them that needs it, and ended when that process stops.
+    """
+
+
+@hookspec
 def taskyard_notifiers(config: Any) -> Sequence[Any]:  # type: ignore[empty-body]  # a specification has no body
     """The notifiers that the plugin brings, as classes or instances."""
 

@@ -560,27 +560,30 @@ WITH said AS MATERIALIZED (
   UPDATE tasks t SET
     status = d.becomes,
     finished_at = CASE WHEN d.becomes IN ('succeeded', 'failed', 'cancelled') THEN d.at END,
-    next_run_at = CASE WHEN d.becomes = 'scheduled' THEN d.at + d.delay * interval '1 second' END,
+    next_run_at = CASE WHEN d.becomes = 'scheduled' OR (d.becomes = 'pending' AND d.outcome = 'parked') THEN d.at + d.delay * interval '1 second' END,
     result = d.result::jsonb,
     error = CASE WHEN d.becomes = 'succeeded' THEN NULL
       WHEN d.outcome = 'lost' AND d.becomes = 'failed' THEN jsonb_build_object('message', 'The process was lost while it ran this task.')
         || COALESCE(d.error, '{{}}') || jsonb_build_object('code', 'worker-lost')
       ELSE COALESCE(d.error, t.error) END,
     lost = t.lost + CASE WHEN d.outcome = 'lost' THEN 1 ELSE 0 END,
-    attempt = t.attempt - CASE WHEN d.outcome IN ('lost', 'returned') AND d.becomes = 'pending' THEN 1 ELSE 0 END,
+    attempt = t.attempt - CASE WHEN d.outcome IN ('lost', 'returned', 'parked') AND d.becomes = 'pending' THEN 1 ELSE 0 END,
     worker_id = NULL, queued_at = NULL, updated_at = d.at, version = t.version + 1
   FROM decided d WHERE t.id = d.id AND t.fence = d.fence AND t.status = 'running'
   RETURNING {_TASK}, CASE
       WHEN d.becomes IN ('succeeded', 'failed', 'cancelled') THEN 'task.' || d.becomes
       WHEN d.outcome = 'lost' THEN 'task.lost'
       WHEN d.outcome = 'returned' THEN 'task.released'
+      WHEN d.outcome = 'parked' THEN 'task.parked'
       ELSE 'task.retrying' END AS event,
     jsonb_strip_nulls(jsonb_build_object(
       'error', CASE WHEN d.becomes = 'succeeded' THEN NULL WHEN d.becomes = 'failed' THEN t.error ELSE d.error END,
       'delay', CASE WHEN d.becomes = 'scheduled' THEN d.delay END,
       'fence', CASE WHEN d.outcome = 'lost' THEN t.fence END,
       'lost', CASE WHEN d.outcome = 'lost' THEN t.lost END,
-      'reason', CASE d.outcome WHEN 'returned' THEN COALESCE(d.reason, 'worker stopping') WHEN 'lost' THEN d.error ->> 'message' END)) AS data,
+      'type', CASE WHEN d.outcome = 'parked' THEN t.type END,
+      'reason', CASE d.outcome WHEN 'returned' THEN COALESCE(d.reason, 'worker stopping') WHEN 'parked' THEN d.reason
+        WHEN 'lost' THEN d.error ->> 'message' END)) AS data,
     EXTRACT(epoch FROM clock_timestamp() - t.started_at)::float8 AS ran
 )"""
     + _TAIL

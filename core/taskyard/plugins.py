@@ -17,6 +17,7 @@ from taskyard.distributions import broken, first_by_name, hide_unreadable
 from taskyard.distributions import entry_points as installed
 from taskyard.errors import ConfigurationError, IncompatiblePlugin, PluginConflict, UnknownTaskType
 from taskyard.handlers import Handler
+from taskyard.lifespans import Lifespan, check_resources, read_lifespans
 from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier, is_for_operators_only
 from taskyard.plugin_checks import check_handler, check_list, check_model, check_options, refuse_twins
@@ -50,6 +51,8 @@ class Plugin:
     notifiers: list[Notifier] = field(default_factory=list)
     #: What whoever may submit can do by it, as its hook ``taskyard_exposes`` says.
     exposes: str | None = None
+    #: What its handlers share in a process, as its hook ``taskyard_lifespan`` says.
+    lifespans: list[Lifespan] = field(default_factory=list)
 
     @property
     def failure(self) -> str | None:
@@ -102,6 +105,11 @@ class Registry:
         """The configuration of the plugin that brought a handler."""
         owner = self._named.get(handler.plugin)
         return owner.config if owner else None
+
+    def lifespans_of(self, handler: Handler[Any, Any]) -> list[Lifespan]:
+        """The lifespans of the plugin that brought a handler."""
+        owner = self._named.get(handler.plugin)
+        return owner.lifespans if owner else []
 
     def config_of_notifier(self, name: str) -> BaseModel | None:
         """The configuration of the plugin that brought a notifier."""
@@ -230,7 +238,7 @@ def _load_within(seconds: float, plugin: Plugin, entry: importlib_metadata.Entry
         failure = failure_of(entry, error, seconds)
     plugin.state, plugin.reason, plugin.where = "failed", failure.reason, failure.where
     plugin.traceback, plugin.types = failure.traceback, failure.types
-    plugin.config, plugin.handlers, plugin.notifiers = None, [], []
+    plugin.config, plugin.handlers, plugin.notifiers, plugin.lifespans = None, [], [], []
     if manager.has_plugin(plugin.name):
         manager.unregister(name=plugin.name)
     trace = {"exception": plugin.traceback} if plugin.traceback else {}
@@ -250,6 +258,9 @@ def _load(plugin: Plugin, entry: importlib_metadata.EntryPoint, manager: pluggy.
     plugin.config = _configure(plugin.name, models, options)
     for group in hooks("taskyard_handlers", others)(config=plugin.config):
         plugin.handlers += [check_handler(h, plugin.name) for h in check_list("taskyard_handlers", group, module)]
+    for hook in hooks("taskyard_lifespan", others).get_hookimpls():
+        plugin.lifespans += read_lifespans(plugin.name, hook.function, plugin.config)
+    check_resources(plugin.handlers, plugin.lifespans)
     for group in hooks("taskyard_notifiers", others)(config=plugin.config):
         plugin.notifiers += [check_options(check_notifier(n)) for n in check_list("taskyard_notifiers", group, module)]
     plugin.exposes = next((str(said) for said in hooks("taskyard_exposes", others)(config=plugin.config) if said), None)

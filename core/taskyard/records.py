@@ -65,15 +65,15 @@ class NewTask:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a run ended. ``delay`` (seconds) goes with ``retry``; ``result`` is JSON text, ``error`` a JSON object.
+    """How a run ended. ``delay`` (seconds) goes with ``retry`` and ``parked``; ``result`` is JSON text, ``error`` a JSON object.
 
     ``retry`` means: again if attempts are left. ``lost`` means that the run's process died; ``returned`` that the worker
-    hands the task back, for the ``reason`` that its history shows.
+    hands the task back, for the ``reason`` that its history shows; ``parked`` that it could not begin, and waits before it is tried again.
     """
 
     id: UUID
     fence: int
-    outcome: Literal["succeeded", "failed", "retry", "cancelled", "lost", "returned"]
+    outcome: Literal["succeeded", "failed", "retry", "cancelled", "lost", "returned", "parked"]
     result: str | None = None
     error: Mapping[str, Any] | None = None
     delay: float = 0.0

@@ -138,11 +138,13 @@ class DispatchSettings(Section):
     overdue_after: Seconds = Field(
         120.0,
         description="Seconds past its timeout after which a task that its worker has not ended counts as lost, although the worker beats; "
-        "never fewer than `worker.cancel_grace`, three times `worker.kill_grace` and 10 s.",
+        "never fewer than `worker.lifespan_timeout`, `worker.cancel_grace`, three times `worker.kill_grace` and 10 s together.",
     )
     max_lost: int = Field(3, ge=0, le=100, description="Times that a task may lose its worker and still be run again.")
     stalled_after: Seconds = Field(300.0, description="Seconds that a ready task may wait before its queue is told of as `queue.stalled`.")
-    park_delay: Seconds = Field(30.0, description="Seconds that a task whose type no worker knows waits before it is tried again.")
+    park_delay: Seconds = Field(
+        30.0, description="Seconds that a parked task waits before it is tried again: its worker lacks its type, or can't start its plugin's lifespan."
+    )
 
 
 class WorkerSettings(Section):
@@ -160,6 +162,9 @@ class WorkerSettings(Section):
     cancel_grace: Seconds = Field(5.0, description="Seconds within which a running task that is asked to stop has stopped, one way or the other.")
     kill_grace: Seconds = Field(1.0, description="Seconds between the polite end of a handler at its timeout and SIGKILL.")
     stop_grace: Seconds = Field(20.0, description="Seconds that running tasks get at shutdown before they go back in line.")
+    lifespan_timeout: Seconds = Field(
+        60.0, description="Seconds that a plugin's `taskyard_lifespan` may take to start in a process; its tasks' timeouts begin afterwards."
+    )
     max_result_bytes: int = Field(1_048_576, ge=1024, description="Largest result, in bytes of JSON.")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -19,18 +19,19 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Signature(NamedTuple):
-    """The types of one task's payload and result, and whether the function takes the context."""
+    """The types of one task's payload and result, whether the function takes the context, and its resources: each parameter with its annotation."""
 
     payload: TypeAdapter[Any]
     result: TypeAdapter[Any]
     wants_context: bool
+    resources: tuple[tuple[str, Any], ...]
 
 
-def read_signature(type_: str, function: Callable[..., Any], *, many: bool) -> Signature:
-    """Read the signature of a handler's function; with ``many`` it takes and returns lists.
+def read_signature(type_: str, function: Callable[..., Any], context: type, *, many: bool) -> Signature:
+    """Read the signature of a handler's function; with ``many`` it takes and returns lists. ``context`` is the class of contexts.
 
     Raises:
-        InvalidHandler: it can't be called with a payload (and a context), or an annotation is missing or of no use.
+        InvalidHandler: it can't be called with a payload (a context, and resources), or an annotation is missing or of no use.
     """
     where = f"@handler({type_!r}) on {name_of(function)}"
     body = _checked(where, function)
@@ -51,8 +52,10 @@ def read_signature(type_: str, function: Callable[..., Any], *, many: bool) -> S
         if payload is None or result is None:
             wrong = f"the payload parameter {first!r}" if payload is None else "the return value"
             raise InvalidHandler(f"{where}: a batch handler takes and returns lists: annotate {wrong} as list[...]")
+    wants_context = len(parameters) > 1 and parameters[1].kind in _POSITIONAL and _is_context(hints.get(parameters[1].name, Any), context)
+    resources = tuple(_resource(where, parameter, hints, context) for parameter in parameters[2 if wants_context else 1 :])
     try:
-        return Signature(TypeAdapter(payload), TypeAdapter(result), len(parameters) == 2)
+        return Signature(TypeAdapter(payload), TypeAdapter(result), wants_context, resources)
     except Exception as error:
         raise InvalidHandler(f"{where}: Pydantic can't use its annotations: {error}") from error
 
@@ -69,21 +72,36 @@ def _checked(where: str, function: Any) -> Any:
 
 
 def _parameters(where: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters that a run fills, in their order: the payload's, and perhaps the context's."""
+    """The parameters that a run fills, in their order: the payload's, perhaps the context's, and those of resources."""
     try:
         # A wrapper's own parameters are what it is called with; one that passes on whatever it gets has those of what it wraps.
         own = inspect.signature(function, follow_wrapped=False).parameters.values()
         found = inspect.signature(function).parameters.values() if any(p.kind in _VARIADIC for p in own) else own
     except (TypeError, ValueError) as error:
         raise InvalidHandler(f"{where}: Python can't tell its parameters: {error}") from error
-    unfilled = [p.name for p in found if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if unfilled:
-        raise InvalidHandler(f"{where}: the keyword-only parameter {unfilled[0]!r} has no default, and a run gives only (payload) or (payload, ctx)")
-    positional = [p for p in found if p.kind in _POSITIONAL]
-    if not 1 <= len(positional) <= 2:
-        hint = "; a decorator's wrapper needs functools.wraps" if not positional and any(p.kind in _VARIADIC for p in found) else ""
-        raise InvalidHandler(f"{where}: expected (payload) or (payload, ctx), not {len(positional)} parameters{hint}")
-    return positional
+    named = [p for p in found if p.kind not in _VARIADIC]
+    if not named or named[0].kind not in _POSITIONAL:
+        hint = "; a decorator's wrapper needs functools.wraps" if any(p.kind in _VARIADIC for p in found) else ""
+        raise InvalidHandler(f"{where}: expected (payload), (payload, ctx) or (payload, ctx, and resources), not 0 parameters by position{hint}")
+    # What has a default is the function's own affair, unless it stands where the context does.
+    return named[:1] + [p for p in named[1:] if p.default is p.empty or (p is named[1] and p.kind in _POSITIONAL)]
+
+
+def _is_context(kind: Any, context: type) -> bool:
+    """Is this the annotation of a context, of a list of them, or of anything?"""
+    inner = typing.get_args(kind)[0] if typing.get_origin(kind) in (list, Sequence) else kind
+    return inner in (Any, list) or (typing.get_origin(inner) or inner) is context
+
+
+def _resource(where: str, parameter: inspect.Parameter, hints: Mapping[str, Any], context: type) -> tuple[str, Any]:
+    name, kind = parameter.name, hints.get(parameter.name, Any)
+    if name not in hints:
+        raise InvalidHandler(f"{where}: annotate {name!r} with the type of the resource that it gets from taskyard_lifespan")
+    if _is_context(kind, context):
+        raise InvalidHandler(f"{where}: the context is the second parameter; move {name!r} there")
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        raise InvalidHandler(f"{where}: a resource is passed by name; put {name!r} behind the /")
+    return name, kind
 
 
 def _awaited_by(kind: Any) -> Any:

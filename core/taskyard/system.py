@@ -110,11 +110,17 @@ _UNTOLD = text("UPDATE conditions SET told_at = now() WHERE told_at IS NULL RETU
 
 
 def note_plugins(connection: Connection, states: Mapping[str, str | None]) -> None:
-    """Say which plugins this process has failed to load: the reason by name, None for one that works. The same reason twice is once."""
+    """Say which plugins this process has failed to load, or to start: the reason by name, None for one that works. The same reason twice is once."""
     rows = [{"subject": name, "data": {"reason": reason}} for name, reason in states.items() if reason is not None]
     connection.execute(_END, {"kind": "plugin.failed", "subjects": [name for name, reason in states.items() if reason is None]})
     if rows:
         connection.execute(_BEGIN, {"kind": "plugin.failed", "rows": to_json(rows)})
+
+
+def failed_plugins(connection: Connection) -> dict[str, str]:
+    """Why plugins do not work somewhere, by name, as the process that looked last has said."""
+    statement = text("SELECT subject, data ->> 'reason' AS reason FROM conditions WHERE kind = 'plugin.failed' ORDER BY subject")
+    return {row.subject: row.reason for row in connection.execute(statement)}
 
 
 # Of dispatchers that look at the same moment, one does: another might have looked before a queue stalled, and take the news back.

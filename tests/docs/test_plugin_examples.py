@@ -6,17 +6,19 @@ import importlib.util
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import httpx2
 import pytest
 
 from taskyard import Context, DeliveryContext, Handler, Notifier, hookspecs
 from taskyard.notifiers import check_notifier
 from taskyard.plugins import load_plugins
-from taskyard.testing import make_event, run_batch, run_handler, run_notifier
+from taskyard.testing import Answer, Receiver, make_event, run_batch, run_handler, run_notifier
 
 from .markdown import ROOT, blocks
 
@@ -104,8 +106,26 @@ def test_the_guides_configuration_is_a_model(tmp_path: Path) -> None:
     assert module.taskyard_config()().endpoint
 
 
+def test_the_guides_shop_shares_a_client_and_an_engine(tmp_path: Path, taskyard_receiver: Receiver) -> None:
+    module = _module(tmp_path, _number_of("class ShopConfig"))
+    with sqlite3.connect(tmp_path / "stock.db") as database:
+        database.executescript("CREATE TABLE stock (sku text); INSERT INTO stock VALUES ('a'), ('a'), ('b')")
+    database.close()
+    config = module.ShopConfig(url=taskyard_receiver.url, database=f"sqlite:///{tmp_path / 'stock.db'}")
+    taskyard_receiver.answer(Answer(200, b'{"price": "3.5"}'))
+    assert run_handler(module.price, {"sku": "a"}, config=config).result == 3.5
+    assert taskyard_receiver.requests[0].path == "/items/a"
+    assert run_handler(module.in_stock, {"sku": "a"}, config=config).result == 2
+
+    class Fake:
+        async def get(self, url: str) -> httpx2.Response:
+            return httpx2.Response(200, json={"price": 1}, request=httpx2.Request("GET", url))
+
+    assert run_handler(module.price, {"sku": "a"}, resources={httpx2.AsyncClient: Fake()}).result == 1
+
+
 def test_the_guides_notifier_sends(tmp_path: Path) -> None:
-    (file,) = _module(tmp_path, 2).taskyard_notifiers()
+    (file,) = _module(tmp_path, _number_of("class FileOptions")).taskyard_notifiers()
     assert isinstance(check_notifier(file), Notifier)
     run = run_notifier(file, {"path": str(tmp_path / "events")}, make_event("task.failed"))
     assert (run.status, run.detail) == ("delivered", "written")
@@ -161,7 +181,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_is_an_example_for_each_hook() -> None:
     specified = [name for name in vars(hookspecs) if name.startswith("taskyard_")]
-    shown = re.findall(r"^@hookimpl\ndef (\w+)", "\n".join(blocks(ROOT / "docs" / "reference" / "hooks.md", "python")), re.MULTILINE)
+    shown = re.findall(r"^@hookimpl\n(?:async )?def (\w+)", "\n".join(blocks(ROOT / "docs" / "reference" / "hooks.md", "python")), re.MULTILINE)
     assert shown == specified
 
 

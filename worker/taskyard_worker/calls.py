@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
 
-from taskyard.handlers import Handler
+from taskyard.handlers import Context, Handler
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
 from taskyard.upgrades import read_payload
@@ -20,6 +21,12 @@ NOT_ASKED = {"code": "TaskCancelled", "message": "Its batch handler raised TaskC
 
 #: Gets each line that a task logs.
 Keep = Callable[[loglines.Key, str], None]
+
+
+def put_off(context: Context, seconds: float) -> None:
+    """Its deadline is so many seconds later."""
+    if context.deadline is not None:
+        context.deadline += timedelta(seconds=seconds)
 
 
 class Progress(Protocol):
@@ -60,6 +67,9 @@ class Call(Protocol):
     def cancelled(self) -> bool:
         """Was all of it asked to stop?"""
 
+    def begin_later(self, seconds: float) -> None:
+        """Its time begins so many seconds later than its contexts say."""
+
 
 def call_of(job: Job, registry: Registry, say: Progress, keep: Keep) -> Call:
     """The call that a job asks for."""
@@ -89,6 +99,9 @@ class SingleCall:
 
     def cancelled(self) -> bool:
         return self._context.cancelled()
+
+    def begin_later(self, seconds: float) -> None:
+        put_off(self._context, seconds)
 
 
 class BatchCall:
@@ -160,3 +173,7 @@ class BatchCall:
 
     def cancelled(self) -> bool:
         return self._cancelled
+
+    def begin_later(self, seconds: float) -> None:
+        for context in self._contexts:
+            put_off(context, seconds)

@@ -35,6 +35,7 @@ from taskyard_worker.calls import Call, call_of
 from taskyard_worker.forks import Origin, forget_main
 from taskyard_worker.observers import Observers
 from taskyard_worker.outcomes import unstarted
+from taskyard_worker.resources import AsyncResources, SyncResources
 from taskyard_worker.runs import Job, Report
 
 #: A notifier's tries are counted and spaced by the settings, not by its code.
@@ -109,27 +110,36 @@ class SyncChild:
         self._saying = False
         self._lines = loglines.emptied_by_threads(self._send)
         self._origin = Origin(channel, self._on_term)
+        self._resources = SyncResources(settings, registry, self._send)
+        self._ending = False
 
     def serve(self) -> None:
-        """Run jobs until the engine closes the socket, or one was interrupted: what that was in the middle of is unknown."""
+        """Run jobs until the engine says the end or closes the socket, or one was interrupted: what that was in the middle of is unknown."""
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
         outcome, term = "", self._on_term
         while outcome != "interrupted":
             job = self._next()
+            if job is None:
+                self._resources.close()
+                return
             # A handler may have changed the signal's disposition. (signal.getsignal makes an enumeration's member of what it finds, and
             # that takes longer than many a task.)
             if _signal.getsignal(signal.SIGTERM) is not term:
                 signal.signal(signal.SIGTERM, term)
             began = time.perf_counter()
             report = self._run(job)
-            report["seconds"] = time.perf_counter() - began
+            if not self._resources.took_time:
+                report["seconds"] = time.perf_counter() - began
             for message in [*self._lines.last(job["key"]), {"key": job["key"], "report": report}]:
                 self._send(message)
             outcome = report["outcome"]
 
-    def _next(self) -> Job:
+    def _next(self) -> Job | None:
+        """The next job; None if there is none left, and the engine has said that this is the end."""
         with self._more:
             while not self._jobs:
+                if self._ending:
+                    return None
                 self._more.wait()
             job = self._jobs.popleft()
             self._key, self._job, self._call = job["key"], job, None
@@ -147,6 +157,10 @@ class SyncChild:
                 self._cancel(message["cancel"])
             elif "give_back" in message:
                 self._give_back(lambda _: True)
+            elif "end" in message:
+                with self._more:
+                    self._ending = True
+                    self._more.notify()
             elif message["interrupt"] == self._key:
                 self._target = message["interrupt"]
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
@@ -187,6 +201,8 @@ class SyncChild:
         structlog.contextvars.bind_contextvars(**runs.log_fields(job))
         with runs.outcomes(report, call.handler.retry, call.cancelled):
             arguments = call.arguments()
+            if arguments is not None:
+                self._resources.bind(call, self._key)
             # The last thing before the handler: whoever is frozen in between starts what may be another's by now.
             if lease.is_over(job):
                 return not_ours()
@@ -262,9 +278,10 @@ class AsyncChild:
         self._watching = False
         self._unsent: list[bytes] = []
         self._origin = Origin(channel, self._on_term, loop, selector)
+        self._resources = AsyncResources(settings, registry, self._send)
 
     async def serve(self) -> None:
-        """Run jobs until the engine closes the socket."""
+        """Run jobs until the engine says the end or closes the socket."""
         signal.signal(signal.SIGTERM, self._on_term)
         reader, self._writer = await asyncio.open_connection(sock=self._channel)
         self._lines = loglines.emptied_by_loop(self._send, self._writer)
@@ -276,6 +293,9 @@ class AsyncChild:
                 self._cancel(message["cancel"], message.get("item"))
             elif "ping" in message:
                 self._send({"pong": message["ping"]})
+            elif "end" in message:
+                await self._resources.close()
+                break
             elif "event" in message:
                 self._observers.tell(message["event"])
                 if not self._watching:
@@ -352,6 +372,8 @@ class AsyncChild:
                 report.update(await self._origin.wait_for(self._deliver(job)))
             else:
                 arguments = call.arguments()
+                if arguments is not None and not self._resources.are_bound(call):
+                    await self._resources.bind(call, job["key"])
                 if lease.is_over(job):
                     return not_ours()
                 call.settle(report, await self._value(call, arguments), self._settings)
@@ -407,5 +429,5 @@ class AsyncChild:
             current = asyncio.current_task()
         except (OSError, RuntimeError):
             return
-        if asked and any(task is current for task, _ in self._running.values()):
+        if asked and (self._resources.is_starting(current) or any(task is current for task, _ in self._running.values())):
             raise Interrupted()

@@ -69,6 +69,9 @@ class Sending:
     def logged(self, said: dict[str, Any]) -> None:
         """What they log is not kept."""
 
+    def begins(self, seconds: float) -> None:
+        """Notifiers have no lifespans."""
+
 
 class Deliverer:
     """Works on the deliveries' queue. Celery's prefetch count bounds how many are sent at once."""

@@ -125,6 +125,7 @@ class Engine:
         self._failure: BaseException | None = None
         self._stop_asked: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._lifespan_problems: dict[str, str | None] = {}
 
     def start(self) -> None:
         """Start processes and threads; returns when the plugins are loaded. Raises what prevented it."""
@@ -196,7 +197,7 @@ class Engine:
         self._registered = asyncio.Event()
         tally = Tally.of(self._registry, self._queues)
         self._ledger = Ledger(self._database, self._settings, uuid7.uuid7(), list(self._registry.names), tally)
-        self._nursery = Nursery(self._on_processes_lost)
+        self._nursery = Nursery(self._on_processes_lost, self._on_lifespan)
         await self._nursery.start()
         self._lease = Lease(self._settings.dispatch.worker_silence)
         self._beat_now = asyncio.Event()
@@ -253,6 +254,19 @@ class Engine:
     def _on_processes_lost(self) -> None:
         log.error("worker.processes_lost", consequence="they are started again")
         self._spawn(self._restart_processes())
+
+    def _on_lifespan(self, plugin: str, problem: str | None) -> None:
+        """A plugin's lifespan did not start in a process here, or has started after all. Operators hear of it as of a plugin that can't be loaded."""
+        if self._lifespan_problems.get(plugin) != problem:
+            self._lifespan_problems[plugin] = problem
+            self._spawn(self._note_plugin(plugin, problem))
+
+    async def _note_plugin(self, plugin: str, problem: str | None) -> None:
+        try:
+            await self._ledger.call(partial(system.note_plugins, states={plugin: problem}))
+        except Exception as error:
+            # Its next start, or failure for another reason, tells again; the log has it.
+            log.warning("plugin.not_noted", plugin=plugin, error=driver_words(error))
 
     async def _restart_processes(self) -> None:
         """Until it works: what is claimed waits for a process, and gets it when there is memory again, say."""

@@ -12,7 +12,7 @@ from taskyard.records import Finished
 #: Why the engine ended a run, if it did.
 Reason = Literal["timeout", "cancel", "stop"]
 #: What the database is told: see lifecycle.finish.
-Outcome = Literal["succeeded", "failed", "cancelled", "retry", "returned", "lost"]
+Outcome = Literal["succeeded", "failed", "cancelled", "retry", "returned", "parked", "lost"]
 _REASONS: dict[Reason, Outcome] = {"timeout": "retry", "cancel": "cancelled", "stop": "returned"}
 #: What a child says that stands as it is; every other word means that the handler raised.
 _SAID: dict[str, Outcome] = {"failed": "failed", "cancelled": "cancelled", "lost": "lost"}
@@ -21,6 +21,11 @@ _SAID: dict[str, Outcome] = {"failed": "failed", "cancelled": "cancelled", "lost
 def unstarted(reason: str) -> dict[str, Any]:
     """The report of a run that has not begun and will not begin here: it goes back in line, as if it had not been claimed."""
     return {"outcome": "unstarted", "reason": reason}
+
+
+def parked(reason: str) -> dict[str, Any]:
+    """The report of a run that could not begin, and that would not begin at once either: it waits, and spends no attempt."""
+    return {"outcome": "parked", "reason": reason}
 
 
 def outcome_of(report: dict[str, Any] | None, reason: Reason | None) -> Outcome:
@@ -34,6 +39,8 @@ def outcome_of(report: dict[str, Any] | None, reason: Reason | None) -> Outcome:
         return "returned"
     if said == "succeeded":
         return "succeeded"
+    if said == "parked" and reason in (None, "timeout"):
+        return "parked"
     if reason is not None:
         return _REASONS[reason]
     return _SAID.get(said, "retry")
@@ -51,14 +58,26 @@ def shown(report: dict[str, Any] | None, reason: Reason | None, *, last_attempt:
 
 
 def decide(
-    id_: UUID, fence: int, attempt: int, retry: Retry, timeout: float, report: dict[str, Any] | None, reason: Reason | None, *, death: str = ""
+    id_: UUID,
+    fence: int,
+    attempt: int,
+    retry: Retry,
+    timeout: float,
+    report: dict[str, Any] | None,
+    reason: Reason | None,
+    *,
+    death: str = "",
+    park_delay: float = 0.0,
 ) -> Finished:
-    """What is recorded of a run that ended so: see :func:`outcome_of`. ``death`` is what its process died of, if that is known."""
+    """What is recorded of a run that ended so: see :func:`outcome_of`. ``death`` is what its process died of, if that is known; ``park_delay`` are
+    the seconds that a parked task waits."""
     outcome = outcome_of(report, reason)
     if outcome == "returned":
         return Finished(id_, fence, "returned", reason=report["reason"] if report and report["outcome"] == "unstarted" else None)
     if outcome == "cancelled":
         return Finished(id_, fence, "cancelled")
+    if outcome == "parked":
+        return Finished(id_, fence, "parked", reason=report["reason"] if report else None, delay=park_delay)
     if report is None and outcome == "lost":
         return Finished(id_, fence, "lost", error={"message": f"The process that ran this task died{f': {death}' if death else ''}."})
     if reason == "timeout" and outcome == "retry":

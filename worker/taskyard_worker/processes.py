@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 REST = 0.002
 #: Seconds that the zygote gets to tell what a process died of.
 DEATH_NEWS = 1.0
+#: Seconds that lifespans get to end, before their process is killed.
+END_GRACE = 3.0
 #: Seconds before a fork that the system refused is tried again.
 FORK_PAUSE = 1.0
 
@@ -42,17 +44,21 @@ class Work(Protocol):
 
     def logged(self, said: dict[str, Any]) -> None: ...
 
+    def begins(self, seconds: float) -> None: ...
+
 
 class Child:
     """A forked child, as the engine sees it."""
 
-    def __init__(self, pid: int, kind: str) -> None:
+    def __init__(self, pid: int, kind: str, on_lifespan: Callable[[str, str | None], None]) -> None:
+        self._on_lifespan = on_lifespan
         self.pid = pid
         self.kind = kind
         self.dead = False
         #: What it died of, once that is known. Empty: nobody knows.
         self.death = ""
         self._killed = False
+        self._end: asyncio.TimerHandle | None = None
         self._death_news: asyncio.TimerHandle | None = None
         #: Gets no more works, and is killed when it has none left.
         self.spent = False
@@ -99,15 +105,26 @@ class Child:
         self.end_if_idle()
 
     def end_if_idle(self) -> None:
-        """Kill it, if it has nothing to do and is to get no more."""
+        """End it, if it has nothing to do and is to get no more."""
         if not self._works and (self.spent or self.passing):
             self.spent = True
-            self.kill()
+            self.end()
+
+    def end(self) -> None:
+        """Let it end what its plugins' lifespans have begun, and kill it if that takes too long."""
+        if self._end is None and not self.dead:
+            self.send({"end": True})
+            self._end = asyncio.get_running_loop().call_later(END_GRACE, self.kill)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message, if the child lives."""
         if not self.dead and self._transport is not None:
             self._transport.write(wire.pack(message))
+
+    @property
+    def gone(self) -> asyncio.Future[None]:
+        """Done when it has ended."""
+        return self._gone
 
     async def answers(self, key: int, seconds: float) -> bool:
         """Does the child's event loop answer within so many seconds?"""
@@ -152,6 +169,11 @@ class Child:
             elif "lines" in message:
                 if work := self._works.get(message["key"]):
                     work.logged(message)
+            elif "begins" in message:
+                if work := self._works.get(message["key"]):
+                    work.begins(message["begins"])
+            elif "plugin" in message:
+                self._on_lifespan(message["plugin"], message["problem"])
             elif "pong" in message:
                 if (pong := self._pongs.get(message["pong"])) and not pong.done():
                     pong.set_result(None)
@@ -172,6 +194,8 @@ class Child:
         # Its end of the socket is closed, but something in its group may live on.
         self._signal(os.killpg, signal.SIGKILL)
         self.dead = True
+        if self._end is not None:
+            self._end.cancel()
         self._gone.set_result(None)
         self._death_news = asyncio.get_running_loop().call_later(0.0 if self.death or not self._works else DEATH_NEWS, self._report_lost)
 
@@ -204,8 +228,9 @@ class Shared:
 class Nursery:
     """The zygote and its children."""
 
-    def __init__(self, on_lost: Callable[[], None]) -> None:
+    def __init__(self, on_lost: Callable[[], None], on_lifespan: Callable[[str, str | None], None]) -> None:
         self._on_lost = on_lost
+        self._on_lifespan = on_lifespan
         self._forks: deque[asyncio.Future[int]] = deque()
         self._children: set[Child] = set()
         self._out_of_memory = deaths.OutOfMemory()
@@ -267,7 +292,7 @@ class Nursery:
         except BaseException:
             ours.close()
             raise
-        child = Child(pid, kind)
+        child = Child(pid, kind, self._on_lifespan)
         await child.connect(ours)
         self._children.add(child)
         return child
@@ -298,7 +323,12 @@ class Nursery:
         log.debug("child.exited", **message, death=death)
 
     async def stop(self) -> None:
-        """End all processes, now."""
+        """End all processes: at once, but for what their lifespans have to end."""
+        children = [child for child in self._children if not child.dead]
+        for child in children:
+            child.end()
+        if children:
+            await asyncio.wait([child.gone for child in children], timeout=END_GRACE)
         if self._listening is not None:
             self._listening.cancel()
         for child in self._children:

@@ -30,7 +30,7 @@ from taskyard_worker.ending import end_async, end_sync
 from taskyard_worker.lease import Lease
 from taskyard_worker.ledger import Ended, Ledger
 from taskyard_worker.logbook import Logbook
-from taskyard_worker.outcomes import decide, shown, unstarted
+from taskyard_worker.outcomes import decide, parked, shown, unstarted
 from taskyard_worker.pace import Pace
 from taskyard_worker.processes import Child, Nursery, Shared
 from taskyard_worker.runs import log_fields
@@ -92,6 +92,8 @@ class Runner:
         self._stopping = False
         self._background: set[asyncio.Task[None]] = set()
         self._tells_all = stdlib_logging.getLogger(__name__).isEnabledFor(stdlib_logging.DEBUG)
+        #: Seconds that a task waits whose plugin's lifespan did not start.
+        self.park_delay = settings.dispatch.park_delay
         self._observed = bool(registry.hook.taskyard_task_event.get_hookimpls())
 
     async def start(self) -> None:
@@ -251,8 +253,12 @@ class Runner:
         if unit.awaited is not None and not unit.awaited.done():
             unit.awaited.set_result(report)
         if unit.series is not None:
+            if report is None and unit.starting:
+                # Alone in its process: nothing else can have ended it. (Of those in an event loop, nobody knows which one did.)
+                report = parked("the process ended while a lifespan of its plugin was starting")
+                unit.series.broken = True
             report = unit.series.judge(report)
-        if report and report["outcome"] != "unstarted" and "seconds" in report:
+        if report and report["outcome"] not in ("unstarted", "parked") and "seconds" in report:
             self._pace.add(unit.job["type"], report["seconds"])
         failpoints.hit("run.ended")
         # The record is asked for before the slot is free: it goes to Postgres with the claim that follows, or before it.
@@ -319,6 +325,12 @@ class Runner:
                 await asyncio.sleep(UNRECORDED_PAUSE)
 
     # --- what runs say, and are told ---
+
+    def starting(self, unit: Unit, seconds: float) -> None:
+        """A lifespan of its plugin starts, which may take so many seconds; 0: its handler begins now. Its timeout counts from then on."""
+        unit.starting = seconds > 0
+        if unit.reason is None:
+            unit.arm(seconds)
 
     def said(self, run: Run, said: dict[str, Any]) -> None:
         """A run has said how far it is; the latest word is written now and then."""
@@ -440,7 +452,9 @@ def _why(data: Mapping[str, Any] | None) -> dict[str, str]:
 def _ending(run: Run, report: Report) -> tuple[Finished, list[NewTask]]:
     """How a run ended, and the tasks that it has submitted."""
     try:
-        finished = decide(run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason, death=run.child.death)
+        finished = decide(
+            run.id, run.fence, run.attempt, run.handler.retry, run.timeout, report, run.reason, death=run.child.death, park_delay=run.runner.park_delay
+        )
         return finished, [_new_task(child) for child in (report or {}).get("children") or ()]
     except Exception:
         log.exception("run.report_unreadable", task_id=str(run.id), fence=run.fence)

@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from taskyard import logs, submission
-from taskyard.errors import TaskFailed
+from taskyard.errors import LifespanFailed, TaskFailed
 from taskyard.handlers import Context, Handler, Reporter, Retry, Submission
 from taskyard.masking import secrets_in
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo
@@ -28,6 +28,7 @@ from taskyard.storable import from_json, storable_text, to_json
 from taskyard.subscriptions import open_to_clients
 from taskyard.upgrades import read_payload
 from taskyard_worker import loglines
+from taskyard_worker.outcomes import parked
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +85,8 @@ def outcomes(report: Report, retry: Retry, asked_to_stop: Callable[[], bool]) ->
 
 def reported(error: BaseException, retry: Retry, asked_to_stop: bool = False) -> Report:
     """What is reported of a run that raised: see :mod:`taskyard.outcomes`. Never raises itself."""
+    if isinstance(error, LifespanFailed):
+        return parked(storable_text(error, MAX_TEXT))
     ending = ending_of(error, retry, asked_to_stop=asked_to_stop)
     report: Report = {"outcome": "error" if ending.ended == "later" else ending.ended}
     if ending.error is not None:

@@ -71,8 +71,9 @@ class Unit(Protocol):
     due: float
     reason: Reason | None
     awaited: asyncio.Future[Report] | None
+    starting: bool
 
-    def arm(self) -> None: ...
+    def arm(self, put_off: float = 0.0) -> None: ...
 
     def end(self, reason: Reason) -> None: ...
 
@@ -82,7 +83,19 @@ class Unit(Protocol):
 
     def logged(self, said: dict[str, Any]) -> None: ...
 
+    def begins(self, seconds: float) -> None: ...
+
     def split(self, report: Report) -> Sequence[tuple[Run, Report]]: ...
+
+
+def _arm(unit: Unit, put_off: float) -> None:
+    """Its time runs from now on, or ``put_off`` seconds later. That of one in a series is kept by the series."""
+    if unit.series is not None:
+        unit.series.put_off(unit, put_off)
+        return
+    if unit.timer is not None:
+        unit.timer.cancel()
+    unit.timer = asyncio.get_running_loop().call_later(unit.timeout + put_off, unit.end, "timeout")
 
 
 @dataclass(eq=False, slots=True)
@@ -108,11 +121,12 @@ class Run:
     due: float = 0.0
     reason: Reason | None = None
     awaited: asyncio.Future[Report] | None = None
+    starting: bool = False
     abandoned: bool = False
 
-    def arm(self) -> None:
-        """It runs from now on, and has its time."""
-        self.timer = asyncio.get_running_loop().call_later(self.timeout, self.end, "timeout")
+    def arm(self, put_off: float = 0.0) -> None:
+        """It runs from now on, and has its time, ``put_off`` seconds later."""
+        _arm(self, put_off)
 
     def end(self, reason: Reason) -> None:
         """Ask the run to end. The first reason stands."""
@@ -135,6 +149,10 @@ class Run:
         """It has logged lines."""
         self.runner.logged(self, said)
 
+    def begins(self, seconds: float) -> None:
+        """Its plugin's resources are being made, for so many seconds at most; 0: they are there."""
+        self.runner.starting(self, seconds)
+
     def split(self, report: Report) -> Sequence[tuple[Run, Report]]:
         """What is reported of each run."""
         return ((self, report),)
@@ -155,10 +173,11 @@ class Together:
     due: float = 0.0
     reason: Reason | None = None
     awaited: asyncio.Future[Report] | None = None
+    starting: bool = False
 
-    def arm(self) -> None:
-        """The call begins, and has its time."""
-        self.timer = asyncio.get_running_loop().call_later(self.timeout, self.end, "timeout")
+    def arm(self, put_off: float = 0.0) -> None:
+        """The call begins, and has its time, ``put_off`` seconds later."""
+        _arm(self, put_off)
 
     def end(self, reason: Reason) -> None:
         """Ask the whole call to end. A run that was asked before keeps its own reason."""
@@ -186,6 +205,10 @@ class Together:
     def logged(self, said: dict[str, Any]) -> None:
         """One of its runs has logged lines."""
         self.runner.logged(self.runs[said.pop("item")], said)
+
+    def begins(self, seconds: float) -> None:
+        """Its plugin's resources are being made, for so many seconds at most; 0: they are there."""
+        self.runner.starting(self, seconds)
 
     def split(self, report: Report) -> Sequence[tuple[Run, Report]]:
         """What is reported of each run: its own, or what became of the call."""
@@ -238,6 +261,12 @@ class Series:
         loop = asyncio.get_running_loop()
         unit.due = loop.time() + unit.timeout
         if self.timer is None or unit.due < self.timer.when():
+            self._ring_at(unit.due)
+
+    def put_off(self, unit: Unit, seconds: float) -> None:
+        """Its time begins so many seconds from now."""
+        unit.due = asyncio.get_running_loop().time() + unit.timeout + seconds
+        if unit is self.units[0]:
             self._ring_at(unit.due)
 
     def _ring_at(self, due: float) -> None:

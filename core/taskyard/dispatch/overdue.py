@@ -26,9 +26,9 @@ _START: Final = ("", UUID(int=0))
 
 
 def slack(settings: Settings) -> float:
-    """Seconds past its timeout that a task may still be running: ``dispatch.overdue_after``, but no less than its worker needs to end it."""
+    """Seconds past its timeout that a task may be running: ``dispatch.overdue_after``, but no less than its worker may take to start and to end it."""
     worker = settings.worker
-    return max(settings.dispatch.overdue_after, worker.cancel_grace + 3 * worker.kill_grace + RECORDED)
+    return max(settings.dispatch.overdue_after, worker.lifespan_timeout + worker.cancel_grace + 3 * worker.kill_grace + RECORDED)
 
 
 class Overdue:

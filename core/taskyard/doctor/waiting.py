@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from sqlalchemy import Connection
 
-from taskyard import backlog, routes
+from taskyard import backlog, routes, system
 from taskyard.backlog import Depth
 from taskyard.doctor import Finding, ok, warn
 from taskyard.settings import Settings
@@ -16,12 +16,18 @@ SHOWN = 10
 
 
 def check_waiting(connection: Connection, settings: Settings) -> Iterator[Finding]:
-    """Queues that are paused or that nobody serves, parked tasks, routes that are off."""
+    """Queues that are paused or that nobody serves, parked tasks, plugins that failed, routes that are off."""
     waiting = [depth for depth in backlog.depths(connection, (), settings.dispatch.worker_silence) if depth.pending + depth.queued]
     yield from _stuck(waiting)
     parked = [f"{row.n} of type {row.type} in queue {row.queue}" for row in backlog.parked(connection)]
     if parked:
-        yield warn("parked tasks", _named(parked), "No worker that took them has their type: deploy the plugin to the workers of the queue.")
+        yield warn(
+            "parked tasks",
+            _named(parked),
+            "The worker that took them lacks their type (deploy the plugin there), or could not start its lifespan: see their history.",
+        )
+    if failed := [f"{name}: {reason}" for name, reason in system.failed_plugins(connection).items()]:
+        yield warn("failed plugins", _named(failed), "Mend the cause. A lifespan is tried again by itself; a plugin that can't be loaded at the next start.")
     off = [f"{name}: {row.disabled_reason}" for name, row in routes.states(connection).items() if row.disabled_at is not None]
     if off:
         yield warn("routes that are off", _named(off), "Mend the receiver, then run `taskyard notifiers enable ROUTE`.")

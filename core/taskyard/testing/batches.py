@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import uuid_utils.compat as uuid7
 
-from taskyard.errors import TaskFailed
+from taskyard.errors import LifespanFailed, TaskFailed
 from taskyard.handlers import Context, Handler
+from taskyard.testing.calling import Callee, callee
 from taskyard.testing.recording import LogLine, recording_log
-from taskyard.testing.runs import HandlerRun, _called, _checked_result, _ended, _history, _Recorder, _validated
+from taskyard.testing.runs import HandlerRun, _checked_result, _ended, _history, _Recorder, _validated
 
 
 def run_batch(
@@ -22,6 +23,7 @@ def run_batch(
     attempt: int = 1,
     timeout: float | None = None,
     cancelled: Collection[int] = (),
+    resources: Mapping[Any, Any] | None = None,
 ) -> list[HandlerRun]:
     """Run a batch handler once on several payloads, and tell how each task ended. Must not be called from a running event loop.
 
@@ -35,13 +37,14 @@ def run_batch(
     if handler.batch is None:
         raise TypeError(f"{handler.type} takes one task at a time: use run_handler")
     seconds = handler.timeout if timeout is None else timeout
+    target = callee(handler, config, seconds, resources)
     given = [_validated(handler, payload) for payload in payloads]
     recorders = [_Recorder() for _ in given]
     logs: list[list[LogLine]] = [[] for _ in given]
     contexts = [_context(handler, recorder, lines, config, attempt, seconds) for recorder, lines in zip(recorders, logs, strict=True)]
     for item in cancelled:
         contexts[item].cancel()
-    runs = _outcomes(handler, given, contexts, seconds)
+    runs = _outcomes(target, given, contexts)
     for run, context, recorder, lines in zip(runs, contexts, recorders, logs, strict=True):
         run.progress, run.logs = recorder.seen, lines
         run.events = _history(handler, context, run)
@@ -62,10 +65,13 @@ def _context(handler: Handler[Any, Any], recorder: _Recorder, lines: list[LogLin
     )
 
 
-def _outcomes(handler: Handler[Any, Any], given: list[Any], contexts: list[Context], seconds: float) -> list[HandlerRun]:
+def _outcomes(target: Callee, given: list[Any], contexts: list[Context]) -> list[HandlerRun]:
+    handler, seconds = target.handler, target.timeout
     arguments = (given, contexts) if handler.wants_context else (given,)
     try:
-        value = _called(handler, arguments, seconds)
+        value = target.call(arguments)
+    except LifespanFailed:
+        raise
     except BaseException as error:
         return [_outcome(handler, context, error, seconds) for context in contexts]
     if not isinstance(value, list | tuple) or len(value) != len(given):

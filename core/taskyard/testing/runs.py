@@ -15,12 +15,12 @@ import structlog
 import uuid_utils.compat as uuid7
 from pydantic import BaseModel, ValidationError
 
-from taskyard import functions
-from taskyard.errors import InvalidInput, Outcome, RetryLater, TaskFailed
+from taskyard.errors import InvalidInput, LifespanFailed, Outcome, RetryLater, TaskFailed
 from taskyard.handlers import Context, Handler, Submission
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check_notifier
 from taskyard.outcomes import Ending, ending_of, timed_out
 from taskyard.storable import escape_pointer
+from taskyard.testing.calling import Callee, TimeIsUp, callee
 from taskyard.testing.recording import LogLine, recording_log
 from taskyard.upgrades import read_payload
 
@@ -88,6 +88,7 @@ def run_handler(
     cancelled: bool = False,
     stored: bool = False,
     on_progress: Callable[[float | None, str | None], None] | None = None,
+    resources: Mapping[Any, Any] | None = None,
 ) -> HandlerRun:
     """Run a handler once, sync or async, and tell how it ended. Must not be called from a running event loop.
 
@@ -98,10 +99,17 @@ def run_handler(
     to stop. ``stored=True`` reads the payload as a worker reads one that was stored long ago: through the handler's ``upgrade``, if
     it does not fit. ``on_progress`` is called with each progress report.
 
+    The lifespans of the handler's plugin that it needs are started for this run, in its loop, and ended after it. ``resources`` has fakes by
+    type, such as ``{httpx2.AsyncClient: fake}``; a lifespan all of whose resources are given so, or not asked for, is not started.
+
     Raises:
         InvalidInput: the payload does not fit; carries pointers.
+        LifespanFailed: a lifespan that the handler needs did not start.
+        InvalidHandler: nobody provides a resource that it asks for.
+        TypeError: ``resources`` has one that it does not ask for.
     """
     seconds = handler.timeout if timeout is None else timeout
+    target = callee(handler, config, seconds, resources)
     recorder = _Recorder(listener=on_progress)
     lines: list[LogLine] = []
     ctx = Context(
@@ -123,7 +131,7 @@ def run_handler(
         ctx.cancel()
     try:
         given = read_payload(handler, _as_text(payload)) if stored else _validated(handler, payload)
-        run = _outcome(handler, given, ctx, seconds)
+        run = _outcome(target, given, ctx)
     except Outcome as error:
         run = _ended(handler, ctx, error, seconds)
     run.progress, run.logs = recorder.seen, lines
@@ -168,21 +176,19 @@ def _validated(handler: Handler[Any, Any], payload: Any) -> Any:
         raise InvalidInput(f"{handler.type} refuses this payload: {told}", problems) from error
 
 
-def _outcome(handler: Handler[Any, Any], payload: Any, ctx: Context, seconds: float) -> HandlerRun:
+def _outcome(target: Callee, payload: Any, ctx: Context) -> HandlerRun:
+    handler = target.handler
     given: tuple[Any, Any] = (payload, ctx) if handler.batch is None else ([payload], [ctx])
     arguments = given if handler.wants_context else given[:1]
     try:
-        value = _called(handler, arguments, seconds)
+        value = target.call(arguments)
         if handler.batch is not None:
             value = _only_item(value)
         return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=ctx.submissions)
+    except LifespanFailed:
+        raise
     except BaseException as error:
-        return _ended(handler, ctx, error, seconds)
-
-
-def _called(handler: Handler[Any, Any], arguments: tuple[Any, ...], seconds: float) -> Any:
-    """What the function returns, async or not. Raises what it raises, or _TimeIsUp."""
-    return asyncio.run(_within(handler.function(*arguments), seconds)) if handler.is_async else functions.call(handler.function, *arguments)
+        return _ended(handler, ctx, error, target.timeout)
 
 
 def _only_item(value: Any) -> Any:
@@ -202,27 +208,12 @@ def _checked_result(handler: Handler[Any, Any], value: Any) -> Any:
         raise TaskFailed(str(error), code="invalid-result") from error
 
 
-class _TimeIsUp(Exception):
-    """The run's timeout passed; a handler's own TimeoutError is something else."""
-
-
-async def _within(coroutine: Any, seconds: float) -> Any:
-    scope = asyncio.timeout(seconds)
-    try:
-        async with scope:
-            return await coroutine
-    except TimeoutError as error:
-        if scope.expired():
-            raise _TimeIsUp(f"took longer than {seconds:g} s") from error
-        raise
-
-
 def _ended(handler: Handler[Any, Any], ctx: Context, raised: BaseException, seconds: float) -> HandlerRun:
     """What becomes of a task whose run raised, as :mod:`taskyard.outcomes` says. Ctrl-C ends the test, not the run."""
     if isinstance(raised, KeyboardInterrupt):
         raise raised
     ending = ending_of(raised, handler.retry, asked_to_stop=ctx.cancelled())
-    if isinstance(raised, _TimeIsUp):
+    if isinstance(raised, TimeIsUp):
         ending = Ending("error" if handler.retry.allows(TimeoutError()) else "failed", raised, timed_out(seconds))
     code = (ending.error or {}).get("code")
     if ending.ended == "cancelled":
