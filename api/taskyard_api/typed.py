@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from taskyard.handlers import Handler
+from taskyard.schemas import ClientSchema
 from taskyard.submission import TaskIn
 from taskyard_api.fresh import VALIDATED
 from taskyard_api.models import TaskOut
@@ -55,7 +56,7 @@ def _envelope(notifiers: list[str]) -> Schema:
 def _models(adapters: Iterable[tuple[Handler[Any, Any], TypeAdapter[Any]]], kind: str, mode: Any) -> tuple[dict[str, Schema], dict[str, Schema]]:
     """The schema of each type, and the models that they refer to, under names of their own."""
     wanted = [(handler.type, mode, adapter) for handler, adapter in adapters]
-    made, shared = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE.format(kind=kind))
+    made, shared = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE.format(kind=kind), schema_generator=ClientSchema)
     # A model that is both payload and result is there twice: generated clients name classes by titles.
     models = {f"{kind}.{name}": {**schema, "title": f"{kind}.{name}"} for name, schema in shared.get("$defs", {}).items()}
     return {type_: schema for (type_, _), schema in made.items()}, models

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 import math
 import random
 import re
@@ -18,6 +20,7 @@ from typing_extensions import TypeVar as DefaultTypeVar
 
 from taskyard.errors import Interrupted, InvalidHandler, Outcome, TaskCancelled
 from taskyard.functions import is_async, unwrapped
+from taskyard.schemas import schema_of
 from taskyard.signatures import read_signature
 from taskyard.storable import find_unstorable_json, storable_text
 from taskyard.task_options import Options, in_process
@@ -236,12 +239,23 @@ class Handler(Generic[P, R_co]):
         return replace(self, plugin=plugin)
 
     def payload_schema(self) -> dict[str, Any]:
-        """JSON Schema (2020-12) of the payload, as clients send it."""
-        return self.payload.json_schema(mode="validation")
+        """JSON Schema (2020-12) of the payload, as clients send it. Raises :class:`taskyard.schemas.UnusableSchema`."""
+        schema: dict[str, Any] = json.loads(self._payload_schema)
+        return schema
 
     def result_schema(self) -> dict[str, Any]:
-        """JSON Schema (2020-12) of the result, as clients see it."""
-        return self.result.json_schema(mode="serialization")
+        """JSON Schema (2020-12) of the result, as clients see it. Raises :class:`taskyard.schemas.UnusableSchema`."""
+        schema: dict[str, Any] = json.loads(self._result_schema)
+        return schema
+
+    # Built once, and kept as text: a model's own hooks may answer otherwise the next time, or raise, and nobody's changes reach another.
+    @functools.cached_property
+    def _payload_schema(self) -> str:
+        return json.dumps(schema_of(self.payload, "validation"))
+
+    @functools.cached_property
+    def _result_schema(self) -> str:
+        return json.dumps(schema_of(self.result, "serialization"))
 
     def dump_result(self, value: Any) -> str:
         """The result as JSON text, checked against its declared type, and for what Postgres keeps.

@@ -7,12 +7,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import importlib_metadata
 import uuid_utils.compat as uuid7
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from pydantic import BaseModel
 
 from taskyard.compatibility import required
@@ -20,6 +19,7 @@ from taskyard.errors import TaskyardError
 from taskyard.handlers import Handler
 from taskyard.notifiers import Notifier
 from taskyard.plugins import GROUP, Plugin, Registry, load_plugins
+from taskyard.schemas import UnusableSchema, schema_of
 from taskyard.settings import PluginSettings
 from taskyard.spelling import near_names
 from taskyard.testing.fresh import problems_in_a_fresh_process
@@ -167,13 +167,11 @@ def _model_problems(where: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if not field.description:
             yield f"{where}: {name!r} has no description; give it Field(description=...)."
-    yield from _schema_problems(where, model.model_json_schema)
+    yield from _schema_problems(where, partial(schema_of, model))
 
 
-def _schema_problems(where: str, build: Callable[[], dict[str, Any]]) -> Iterator[str]:
+def _schema_problems(where: str, build: Callable[[], object]) -> Iterator[str]:
     try:
-        Draft202012Validator.check_schema(build())
-    except SchemaError as error:
-        yield f"{where}: its JSON Schema is not valid at {error.json_path}: {error.message}"
-    except Exception as error:  # Pydantic raises many kinds, and a plugin's own hooks any
-        yield f"{where}: no JSON Schema can be built: {error}"
+        build()
+    except UnusableSchema as error:
+        yield f"{where}: {error}"
