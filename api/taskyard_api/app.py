@@ -96,7 +96,9 @@ def _document(app: FastAPI, registry: Registry, settings: Settings) -> None:
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = openapi.document(app, registry, with_keys=settings.asks_for_keys, subscriptions=settings.deliveries.subscriptions)
+            app.openapi_schema = openapi.document(
+                app, registry, with_keys=settings.asks_for_keys, subscriptions=settings.deliveries.subscriptions, root_path=settings.api.root_path
+            )
         return app.openapi_schema
 
     app.openapi = schema  # type: ignore[method-assign]  # FastAPI's documented way to change the document

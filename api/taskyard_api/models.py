@@ -171,7 +171,7 @@ class LogOut(Out):
     fence: int = Field(description="Of the run that said it.")
 
 
-class Try(Out):
+class DeliveryTry(Out):
     """One try of a delivery."""
 
     attempt: int
@@ -193,7 +193,7 @@ class DeliveryOut(Out):
     notifier: str
     status: Literal["pending", "queued", "sending", "delivered", "dead"]
     attempt: int
-    tries: Annotated[list[Try], BeforeValidator(_as_objects)]
+    tries: Annotated[list[DeliveryTry], BeforeValidator(_as_objects)]
     next_try_at: datetime | None
     created_at: datetime
     updated_at: datetime

@@ -12,15 +12,14 @@ from pydantic import TypeAdapter
 
 from taskyard.plugins import Registry
 from taskyard.subscriptions import open_to_clients
-from taskyard_api import problem_examples, typed, webhooks
+from taskyard_api import plain_schemas, problem_examples, typed, webhooks
 from taskyard_api.access import ANY_KEY, OPEN, rule_for
 from taskyard_api.body import MAX_BATCH
-from taskyard_api.models import RECEIPT_BATCH
 from taskyard_api.parameters import ACTION, DELIVERY_ACTION
 from taskyard_api.patching import PATCH
+from taskyard_api.plain_schemas import Schema
 from taskyard_api.routes.answers import headers, problems
 
-Schema = dict[str, Any]
 _BATCH: Schema = {
     "title": "TasksIn",
     "description": "Tasks that are submitted together, all or none.",
@@ -29,6 +28,8 @@ _BATCH: Schema = {
     "required": ["tasks"],
     "additionalProperties": False,
 }
+#: What routes read from a request's body by themselves.
+_BODIES: tuple[TypeAdapter[Any], ...] = (PATCH, ACTION, DELIVERY_ACTION)
 _PREVIEWS: Schema = {
     "title": "TaskPreviews",
     "type": "object",
@@ -68,8 +69,12 @@ _TAGS = {
 _BY_ID = ("get_task", "change_task", "cancel_task", "retry_task", "hold_task", "release_task", "list_task_events", "get_place", "stream_task")
 
 
-def document(app: FastAPI, registry: Registry, *, with_keys: bool, subscriptions: Sequence[str] = ()) -> Schema:
-    """The whole document. Costs some milliseconds: keep the answer. ``subscriptions`` are the notifiers that a submission may name."""
+def document(app: FastAPI, registry: Registry, *, with_keys: bool, subscriptions: Sequence[str] = (), root_path: str = "") -> Schema:
+    """The whole document. Costs some milliseconds: keep the answer.
+
+    ``subscriptions`` are the notifiers that a submission may name; ``root_path`` is the prefix that a proxy strips. Without keys the document tells of
+    them all the same: a client that is made of it can use a service that asks for them.
+    """
     found = get_openapi(
         title=app.title,
         version=app.version,
@@ -78,34 +83,47 @@ def document(app: FastAPI, registry: Registry, *, with_keys: bool, subscriptions
         routes=app.routes,
         license_info={"name": "MIT", "identifier": "MIT"},
         tags=[{"name": name, "description": said} for name, said in _TAGS.items()],
+        servers=[{"url": root_path or "/", "description": "This service."}],
     )
-    components = found.setdefault("components", {})
-    _name_tasks(found)
-    schemas = components.setdefault("schemas", {})
-    sent: list[TypeAdapter[Any]] = [PATCH, ACTION, DELIVERY_ACTION]
-    for adapter in sent + ([RECEIPT_BATCH] if with_keys else []):
-        schema = adapter.json_schema(ref_template="#/components/schemas/{model}", mode="validation" if adapter in sent else "serialization")
-        schemas |= schema.pop("$defs", {}) | {schema["title"]: schema}
-    schemas |= typed.schemas(set(registry.handlers.values()), set(open_to_clients(registry, subscriptions))) | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS}
-    schemas |= problem_examples.schemas() | webhooks.schemas()
+    components = found["components"]
+    components["schemas"] = _schemas(components["schemas"], registry, subscriptions)
     components["examples"] = problem_examples.examples()
     components["headers"] = dict(_headers())
     found["webhooks"] = webhooks.webhooks()
+    _name_tasks(found)
     _show_submissions(found)
     _link(found)
-    if with_keys:
-        _ask_for_keys(found)
-    else:
-        for _, method, call in _calls(found):
-            if method != "get":
-                call["responses"]["403"] = problems(403)[403]
+    _ask_for_keys(found, with_keys)
     for path, method, call in _calls(found):
         if rule_for(method.upper(), path) != OPEN:
             call["responses"]["421"] = problems(421)[421]
-    for _, _, call in _calls(found):
         for response in call["responses"].values():
             response["headers"] = response.get("headers", {}) | headers("X-Request-ID")
+        for parameter in call.get("parameters", ()):
+            _simplify_parameter(parameter)
     return found
+
+
+def _schemas(declared: Schema, registry: Registry, subscriptions: Sequence[str]) -> Schema:
+    """All components: those of FastAPI's routes, of the bodies that routes read by themselves, of problems and events, and of the plugins."""
+    own = declared | {"TasksIn": _BATCH, "TaskPreviews": _PREVIEWS} | problem_examples.schemas() | webhooks.schemas()
+    for adapter in _BODIES:
+        schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
+        own |= schema.pop("$defs", {}) | {schema["title"]: schema}
+    # A task is shown as one of the installed types.
+    del own["TaskOut"]
+    # A copy: parts of schemas are shared, and some are constants of ours or of a plugin's model.
+    found = copy.deepcopy(own | typed.schemas(set(registry.handlers.values()), set(open_to_clients(registry, subscriptions)), own))
+    for name, schema in found.items():
+        plain_schemas.plain(schema)
+        schema["title"] = name
+    return found
+
+
+def _simplify_parameter(parameter: Schema) -> None:
+    """A parameter is there or not there, and never null; generators name nothing by its title."""
+    parameter["schema"] = plain_schemas.without_null(parameter["schema"])
+    parameter["schema"].pop("title", None)
 
 
 def _calls(found: Schema) -> Iterator[tuple[str, str, Schema]]:
@@ -123,10 +141,12 @@ def _headers() -> Iterator[tuple[str, Schema]]:
 
 
 def _name_tasks(found: Schema) -> None:
-    """Where an answer has a task, it has one of the installed types: `Task`, of which `TaskOut` is the last resort."""
-    out = {"$ref": "#/components/schemas/TaskOut"}
-    for holder in (found["paths"], found["components"]["schemas"]):
-        _replace(holder, out, {"$ref": "#/components/schemas/Task"})
+    """Where an answer has a task, it has one of the installed types: `Task`. What a write answers is a `TaskAnswer`, which may be a receipt."""
+    whole, task, written = ({"$ref": f"#/components/schemas/{name}"} for name in ("TaskOut", "Task", "TaskAnswer"))
+    _replace(found["components"]["schemas"]["TaskBatch"], whole, written)
+    for _, method, call in _calls(found):
+        _replace(call, whole, task if method == "get" else written)
+    _replace(found["components"]["schemas"], whole, task)
 
 
 def _replace(value: Any, old: Schema, new: Schema) -> None:
@@ -142,9 +162,10 @@ def _show_submissions(found: Schema) -> None:
     examples = dict(typed.submissions(found["components"]["schemas"]))
     if not examples:
         return
-    submit, batch = (found["paths"][f"/api/v1/tasks{rest}"]["post"]["requestBody"]["content"]["application/json"] for rest in ("", "/batch"))
-    submit["examples"] = {type_: {"summary": f"Submit {type_}", "value": example} for type_, example in examples.items()}
-    batch["examples"] = {"all": {"summary": "One task of each type", "value": {"tasks": list(examples.values())}}}
+    one = {type_: {"summary": f"Submit {type_}", "value": example} for type_, example in examples.items()}
+    many = {"all": {"summary": "One task of each type", "value": {"tasks": list(examples.values())}}}
+    for path, shown in (("", one), ("/validate", one), ("/batch", many), ("/batch/validate", many)):
+        found["paths"][f"/api/v1/tasks{path}"]["post"]["requestBody"]["content"]["application/json"]["examples"] = shown
 
 
 def _link(found: Schema) -> None:
@@ -165,7 +186,7 @@ def _next(name: str) -> Schema:
     return {"operationId": name, "parameters": {"cursor": "$response.body#/next_cursor"}, "description": "The next page; repeat the filters."}
 
 
-def _ask_for_keys(found: Schema) -> None:
+def _ask_for_keys(found: Schema, with_keys: bool) -> None:
     """Each call but those that are open: a key in one of two headers, the scope that it needs, and how it is refused."""
     found["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An access key, `ty_...`."},
@@ -175,20 +196,7 @@ def _ask_for_keys(found: Schema) -> None:
         needed = rule_for(method.upper(), path)
         if needed == OPEN:
             continue
-        call["security"] = [{"bearer": []}, {"header": []}]
+        call["security"] = [*([] if with_keys else [{}]), {"bearer": []}, {"header": []}]
         call["responses"] |= {str(status): description for status, description in problems(401, 403, 429).items() if str(status) not in call["responses"]}
-        if method != "get":
-            _show_receipts(call)
-        scope = "any access key" if needed == ANY_KEY else f"the scope `{needed or 'admin'}`"
-        call["description"] = f"{call.get('description', '')}\n\nNeeds {scope}.".strip()
-
-
-def _show_receipts(call: Schema) -> None:
-    """A write answers a key without `tasks:read` with receipts of the tasks: see routes/answers.py."""
-    for whole, receipt in (("Task", "TaskReceipt"), ("TaskBatch", "TaskReceipts")):
-        task, withheld = ({"$ref": f"#/components/schemas/{name}"} for name in (whole, receipt))
-        for status in ("200", "201"):
-            content = call["responses"].get(status, {}).get("content", {}).get("application/json", {})
-            shown = content.get("schema", {}).get("anyOf", [content.get("schema")])
-            if task in shown:
-                content["schema"] = {"anyOf": [*shown, withheld]}
+        scope = "Any access key may call it" if needed == ANY_KEY else f"An access key needs the scope `{needed or 'admin'}`"
+        call["description"] = f"{call.get('description', '')}\n\n{scope}{'' if with_keys else ', where keys are asked for'}.".strip()

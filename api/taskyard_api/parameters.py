@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypeVar, get_args
 from uuid import UUID
 
@@ -40,18 +42,21 @@ def _storable(value: str) -> str:
     return value
 
 
-def _with_plus(value: Any) -> Any:
-    """A ``+`` that a client forgot to escape arrives as a space: 2030-01-31T12:00:00 01:00."""
-    return value.replace(" ", "+") if isinstance(value, str) else value
+def _mended(value: Any) -> Any:
+    """A ``+`` that a client forgot to escape arrives as a space, and some generated clients write offsets without the colon."""
+    return re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", value.replace(" ", "+")) if isinstance(value, str) else value
 
 
 A = TypeVar("A")
 Word = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_storable)]
 Words = Annotated[list[Word], Field(default_factory=list, max_length=50)]
-Moment = Annotated[Instant, BeforeValidator(_with_plus)]
+Moment = Annotated[Instant, BeforeValidator(_mended)]
 Limit = Annotated[int, Field(ge=1, le=200, description="Items on a page.")]
-ActionCursor = Annotated[str, Field(max_length=500, description="`next_cursor` of the answer before, with the same action and filter.")]
-Cursor = Annotated[str, Field(max_length=500, description="`next_cursor` of the page before, with the same filters.")]
+_CURSOR: dict[str, Any] = {"pattern": "^[A-Za-z0-9_-]*$"}
+ActionCursor = Annotated[
+    str, Field(max_length=500, description="`next_cursor` of the answer before, with the same action and filter.", json_schema_extra=_CURSOR)
+]
+Cursor = Annotated[str, Field(max_length=500, description="`next_cursor` of the page before, with the same filters.", json_schema_extra=_CURSOR)]
 TaskId = Annotated[str, Path(json_schema_extra={"format": "uuid"})]
 DeliveryId = Annotated[str, Path(json_schema_extra={"pattern": "^[0-9]+$"})]
 
@@ -69,6 +74,18 @@ class Query(BaseModel):
             names = ", ".join(pointer.removeprefix("/") for pointer, _ in problems)
             raise InvalidInput(f"No such query parameter: {names}.", problems)
         return sent
+
+
+def refuse_repeated(names: Iterable[str], single: Collection[str]) -> None:
+    """Check that no parameter of ``single`` is there twice: which of the values would count?
+
+    Raises:
+        InvalidInput: names each that is.
+    """
+    counts = Counter(name for name in names if name in single)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        problems = [(f"/{name}", f"expected one value, not {counts[name]}") for name in repeated]
+        raise InvalidInput(f"The query is not as expected: {', '.join(repeated)}.", problems)
 
 
 class PageQuery(Query):
@@ -297,7 +314,7 @@ class DeliveryConvertor(StringConvertor):
 class TaskConvertor(StringConvertor):
     """What may stand for a task in an address: not the names of the calls beside it, which answer 405 to other methods."""
 
-    regex = "(?!(?:actions|batch)(?:/|$))[^/]+"
+    regex = "(?!(?:actions|batch|validate)(?:/|$))[^/]+"
 
 
 def task_uuid(text: str) -> UUID:

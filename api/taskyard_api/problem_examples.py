@@ -1,10 +1,8 @@
-"""Problems as the OpenAPI document shows them: a schema for each slug, and an example of each kind, made as the service makes them."""
+"""Problems as the OpenAPI document shows them: one schema for all, and an example of each kind, made as the service makes them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from taskyard.errors import (
     IdempotencyMismatch,
@@ -29,9 +27,9 @@ from taskyard_api.errors import (
     UnknownHost,
     UnsupportedMedia,
 )
-from taskyard_api.problems import INTERNAL, KINDS, TYPE_PREFIX, Kind, Problem, internal, told
+from taskyard_api.plain_schemas import Schema, without_null
+from taskyard_api.problems import INTERNAL, KINDS, Kind, Problem, internal, told
 
-Schema = dict[str, Any]
 #: Stands for the fault that no error of ours names.
 INTERNAL_ERROR = "internal"
 Asked = type[TaskyardError] | str
@@ -64,18 +62,6 @@ SAMPLES: Mapping[type[TaskyardError], tuple[TaskyardError, str]] = {
     RateLimited: (RateLimited("Too many wrong access keys came from this address.", 2), _SUBMIT),
     Unavailable: (Unavailable(), _SUBMIT),
 }
-#: What each slug has beside what all have: the members that are always there, and those that may be.
-_MEMBERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "invalid-request": ((), ("errors",)),
-    "unknown-task-type": (("near", "task_type", "errors"), ()),
-    "illegal-transition": (("allowed",), ("task_status", "delivery_status")),
-    "version-conflict": (("version",), ()),
-    "unique-conflict": (("task_id", "unique_key"), ("errors",)),
-    "idempotency-mismatch": ((), ("errors",)),
-    "too-large": ((), ("errors",)),
-    "internal": (("id",), ()),
-}
-_ALWAYS = ("type", "title", "status", "detail", "instance")
 
 
 def _kind(error: Asked) -> Kind:
@@ -93,11 +79,6 @@ def name_of(error: Asked) -> str:
     return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in name).strip("-")
 
 
-def reference(error: Asked) -> str:
-    """Where its schema is in the document."""
-    return f"#/components/schemas/Problem.{_kind(error).slug}"
-
-
 def examples() -> dict[str, Schema]:
     """``components.examples``: a problem of each kind."""
     made = {name_of(error): told(sample, at) for error, (sample, at) in SAMPLES.items()}
@@ -106,28 +87,11 @@ def examples() -> dict[str, Schema]:
 
 
 def schemas() -> dict[str, Schema]:
-    """``components.schemas``: one for each slug, and ``Problem`` for any."""
+    """``components.schemas``: `Problem`, and what it needs. One for all: a client reads `errors` without asking first which problem it has.
+
+    A member that does not belong to a problem is left out, and never null.
+    """
     whole = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     shared: dict[str, Schema] = whole.pop("$defs")
-    statuses: dict[str, set[int]] = {}
-    for kind in (*KINDS.values(), INTERNAL):
-        statuses.setdefault(kind.slug, set()).add(kind.status)
-    # A wrong method, which no call documents.
-    statuses["invalid-request"].add(405)
-    return shared | {"Problem": whole} | {f"Problem.{slug}": _of_slug(whole, slug, found) for slug, found in sorted(statuses.items())}
-
-
-def _of_slug(whole: Schema, slug: str, statuses: Iterable[int]) -> Schema:
-    needed, possible = _MEMBERS.get(slug, ((), ()))
-    members = {name: _present(whole["properties"][name]) for name in (*_ALWAYS, *needed, *possible)}
-    members["type"] = {"type": "string", "const": TYPE_PREFIX + slug}
-    members["status"] = {"type": "integer", "enum": sorted(statuses)}
-    return {"title": f"Problem.{slug}", "type": "object", "properties": members, "required": [*_ALWAYS, *needed]}
-
-
-def _present(schema: Schema) -> Schema:
-    """A member's schema where it is there: it is left out then, and never null."""
-    found: Schema = json.loads(json.dumps(schema))
-    options = [option for option in found.pop("anyOf", ()) if option != {"type": "null"}]
-    found.pop("default", None)
-    return found | (options[0] if options else {})
+    whole["properties"] = {name: without_null(schema) for name, schema in whole["properties"].items()}
+    return shared | {"Problem": whole}

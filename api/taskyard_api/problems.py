@@ -88,9 +88,9 @@ class ProblemPart(BaseModel):
 
 
 class Problem(BaseModel):
-    """Problem details (RFC 9457). ``type`` is stable and ends in the slug."""
+    """Problem details (RFC 9457). `type` is stable and ends in the slug."""
 
-    type: str
+    type: str = Field(pattern=f"^{TYPE_PREFIX}[a-z-]+$", examples=sorted({TYPE_PREFIX + kind.slug for kind in (*KINDS.values(), INTERNAL)}))
     title: str
     status: int
     detail: str

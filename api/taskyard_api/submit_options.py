@@ -10,6 +10,7 @@ from fastapi import Request
 
 from taskyard.errors import InvalidInput
 from taskyard.validation import unknown_names
+from taskyard_api.parameters import refuse_repeated
 from taskyard_api.prefer import wait_of
 
 MAX_KEY = 255
@@ -19,19 +20,13 @@ _BARE = re.compile(r"[\x21\x23-\x7e]+")
 #: The same for the document.
 KEY_PATTERN = rf'^("([ !#-\[\]-~]|\\["\\]){{1,{MAX_KEY}}}"|[!#-~]{{1,{MAX_KEY}}})$'
 _TRUTH = {"true": True, "false": False}
-VALIDATE_ONLY = {
-    "name": "validate_only",
-    "in": "query",
-    "description": "Check everything, write nothing, and answer 200.",
-    "schema": {"type": "boolean", "default": False},
-}
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "Makes the request safe to repeat: the same key with the same body makes no second task. It is answered 200, "
     "`Idempotency-Replayed: true`, and what the first one made as it stands now. Up to 255 visible characters, in quotes or not.",
+    # No example: who generates requests would send it with different bodies.
     "schema": {"type": "string", "pattern": KEY_PATTERN},
-    "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
 }
 
 
@@ -70,7 +65,9 @@ def _validate_only(query: bytes) -> bool:
     if not query:
         return False
     found = False
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+    sent = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    refuse_repeated((name for name, _ in sent), ["validate_only"])
+    for name, value in sent:
         if name != "validate_only":
             raise InvalidInput(f"No such query parameter: {name[:100]}.", unknown_names([name], ["validate_only"], "query parameter"))
         if value not in _TRUTH:

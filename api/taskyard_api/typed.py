@@ -1,9 +1,14 @@
-"""What the document says of the installed task types: how each is submitted, and what a task of it looks like."""
+"""What the document says of the installed task types: how each is submitted, and what a task of it looks like.
+
+Unions are ``oneOf`` with a discriminator, and exact: whatever is sent or answered fits one option. docs/decisions/0026-unions-for-generators.md says why.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,34 +17,67 @@ from taskyard.handlers import Handler
 from taskyard.schemas import ClientSchema
 from taskyard.submission import TaskIn
 from taskyard_api.fresh import VALIDATED
-from taskyard_api.models import TaskOut
+from taskyard_api.models import TaskOut, TaskReceipt
+from taskyard_api.plain_schemas import Schema, each, or_null
+from taskyard_api.schema_names import SchemaNames
 
-Schema = dict[str, Any]
-# A dot sets what plugins bring apart: none of our own schemas has one in its name, but the problems.
-_REFERENCE = "#/components/schemas/{kind}.{{model}}"
+AnyHandler = Handler[Any, Any]
 _START = "#/components/schemas/"
-#: RunAt and delay are two ways to say one thing.
-_ONE_START: Schema = {"not": {"required": ["run_at", "delay"], "properties": {"run_at": {"type": "string"}, "delay": {"type": "number"}}}}
+#: The document's own schemas that are made here.
+OWN = ("OtherTask", "Task", "TaskAnswer", "TaskIn", "TaskPreview", "TaskReceipt")
+#: RunAt and delay are two ways to say one thing. Generators take the properties of a ``not`` for all that there are; ``if`` they leave alone.
+_ONE_START: Schema = {
+    "if": {"properties": {"run_at": {"type": "string"}}, "required": ["run_at"]},
+    "then": {"properties": {"delay": {"type": "null"}}},
+}
+_INLINE = ("type", "$ref", "format", "description", "title", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "pattern")
 
 
-def schemas(handlers: Iterable[Handler[Any, Any]], notifiers: Iterable[str] = ()) -> dict[str, Schema]:
-    """``TaskIn``, a union discriminated by ``type``; ``Task``, any answer; and for each type a ``Submit.``, a ``Task.`` and what they need.
+def reference(name: str) -> Schema:
+    """A reference to a component."""
+    return {"$ref": _START + name}
 
-    ``notifiers`` are those that a submission may name.
+
+def schemas(handlers: Iterable[AnyHandler], notifiers: Iterable[str], taken: Iterable[str]) -> dict[str, Schema]:
+    """What is sent and answered: ``TaskIn``, ``Task``, ``TaskAnswer`` and so on, and for each type a `Submit...`, a `Task...` and what they need.
+
+    ``notifiers`` are those that a submission may name, ``taken`` the names of the document's other schemas.
     """
-    installed = sorted(handlers, key=lambda handler: handler.type)
-    envelope, row = _envelope(sorted(notifiers)), TaskOut.model_json_schema(mode="serialization", ref_template=_START + "{model}")
-    row.pop("$defs", None)
-    preview = _preview(envelope, row)
-    if not installed:
-        return {"TaskIn": envelope, "Task": {"title": "Task", "anyOf": [{"$ref": _START + "TaskOut"}]}, "TaskPreview": preview}
-    payloads, models = _models(((handler, handler.payload) for handler in installed), "Payload", "validation")
-    results, more = _models(((handler, handler.result) for handler in installed), "Result", "serialization")
-    found = models | more | {"TaskPreview": preview}
+    installed = sorted(handlers, key=attrgetter("type"))
+    names = SchemaNames([*taken, *OWN])
+    envelope, row = _envelope(sorted(notifiers)), _row()
+    plainest = sorted(installed, key=_punctuation)
+    submits = {handler: names.name("Submit", handler.type) for handler in plainest}
+    tasks = {handler: names.name("Task", handler.type) for handler in plainest}
+    payloads, found = _models(installed, "Payload", "validation", names)
+    results, more = _models(installed, "Result", "serialization", names)
+    found |= more | {"OtherTask": _other(row, installed), "TaskPreview": _preview(envelope, row), "TaskReceipt": _receipt(row)}
     for handler in installed:
-        found[f"Submit.{handler.type}"] = _submission(handler, envelope, payloads[handler.type], models)
-        found[f"Task.{handler.type}"] = _task(handler, row, payloads[handler.type], results[handler.type])
-    return found | {"TaskIn": _union(installed), "Task": _any_task(installed)}
+        found[submits[handler]] = _submission(handler, submits[handler], envelope, payloads[handler], found)
+        found[tasks[handler]] = _task(handler, tasks[handler], row, payloads[handler], results[handler])
+    found["TaskIn"] = _union("TaskIn", "A task to submit.", submits) if installed else envelope
+    found["Task"] = _union("Task", _ANY_TASK, tasks, "OtherTask")
+    found["TaskAnswer"] = _union("TaskAnswer", _ANSWER, tasks, "OtherTask", "TaskReceipt")
+    return found
+
+
+def _punctuation(handler: AnyHandler) -> tuple[int, str]:
+    """Of types whose names differ in punctuation only, the one with dots has the name without an end."""
+    return sum(handler.type.count(mark) for mark in "-_"), handler.type
+
+
+_ANY_TASK = (
+    "A task. One of an installed type has that type's payload and result; one of a type that is gone is an `OtherTask`. A task that another version of "
+    "its plugin has stored may differ from both."
+)
+_ANSWER = "What a write answers: the task, or to a key without the scope `tasks:read` its receipt."
+
+
+def _row() -> Schema:
+    """An answer with a task has all its members always."""
+    row = TaskOut.model_json_schema(mode="serialization", ref_template=_START + "{model}")
+    row.pop("$defs", None)
+    return {**row, "required": list(row["properties"])}
 
 
 def _envelope(notifiers: list[str]) -> Schema:
@@ -48,62 +86,102 @@ def _envelope(notifiers: list[str]) -> Schema:
     notify = schema["properties"].pop("notify")
     if notifiers:
         subscriptions = next(option for option in notify["anyOf"] if option.get("type") == "array")
-        subscriptions["items"]["properties"]["notifier"] = {"enum": notifiers}
+        subscriptions["items"]["properties"]["notifier"] = {"type": "string", "enum": notifiers}
         schema["properties"]["notify"] = notify
     return schema
 
 
-def _models(adapters: Iterable[tuple[Handler[Any, Any], TypeAdapter[Any]]], kind: str, mode: Any) -> tuple[dict[str, Schema], dict[str, Schema]]:
-    """The schema of each type, and the models that they refer to, under names of their own."""
-    wanted = [(handler.type, mode, adapter) for handler, adapter in adapters]
-    made, shared = TypeAdapter.json_schemas(wanted, ref_template=_REFERENCE.format(kind=kind), schema_generator=ClientSchema)
-    # A model that is both payload and result is there twice: generated clients name classes by titles.
-    models = {f"{kind}.{name}": {**schema, "title": f"{kind}.{name}"} for name, schema in shared.get("$defs", {}).items()}
-    return {type_: schema for (type_, _), schema in made.items()}, models
+def _models(installed: Sequence[AnyHandler], kind: str, mode: Any, names: SchemaNames) -> tuple[dict[AnyHandler, Schema], dict[str, Schema]]:
+    """The payload or result of each type, and the components that they refer to.
+
+    A model that is both is there twice: what may be left out of a payload is always in a result. Each plugin is asked for by itself, so that
+    another plugin's model of the same name changes no names.
+    """
+    of_types: dict[AnyHandler, Schema] = {}
+    components: dict[str, Schema] = {}
+    for plugin, group in groupby(sorted(installed, key=attrgetter("plugin", "type")), key=attrgetter("plugin")):
+        own = list(group)
+        wanted = [(handler.type, mode, getattr(handler, kind.lower())) for handler in own]
+        made, shared = TypeAdapter.json_schemas(wanted, ref_template=_START + "{model}", schema_generator=ClientSchema)
+        renamed = {name: names.name(kind, plugin, name) for name in shared.get("$defs", {})}
+        for name, schema in shared.get("$defs", {}).items():
+            _rename(schema, renamed)
+            components[renamed[name]] = {**schema, "title": renamed[name]}
+        for handler in own:
+            schema = made[handler.type, mode]
+            _rename(schema, renamed)
+            if schema.keys() - set(_INLINE):
+                # Generators name it after the first place that has it otherwise.
+                name = names.name(kind, handler.type)
+                components[name], schema = {**schema, "title": name}, reference(name)
+            of_types[handler] = schema
+    return of_types, components
 
 
-def _union(installed: Iterable[Handler[Any, Any]]) -> Schema:
-    mapping = {name: f"{_START}Submit.{handler.type}" for handler in installed for name in handler.names}
-    options = [{"$ref": ref} for ref in dict.fromkeys(mapping.values())]
-    return {"title": "TaskIn", "oneOf": options, "discriminator": {"propertyName": "type", "mapping": mapping}}
+def _rename(schema: Schema, names: Mapping[str, str]) -> None:
+    def rename(part: Schema) -> None:
+        if isinstance(part.get("$ref"), str):
+            part["$ref"] = _renamed(part["$ref"], names)
+        if mapping := part.get("discriminator", {}).get("mapping"):
+            part["discriminator"]["mapping"] = {value: _renamed(target, names) for value, target in mapping.items()}
+
+    each(schema, rename)
 
 
-def _any_task(installed: Iterable[Handler[Any, Any]]) -> Schema:
-    options = [*(f"{_START}Task.{handler.type}" for handler in installed), f"{_START}TaskOut"]
-    description = (
-        "A task. One of an installed type has that type's payload and result; of a type that is gone, or of another version of its plugin, it is a `TaskOut`."
-    )
-    return {"title": "Task", "description": description, "anyOf": [{"$ref": ref} for ref in options]}
+def _renamed(target: str, names: Mapping[str, str]) -> str:
+    name = target.removeprefix(_START)
+    return _START + names.get(name, name)
 
 
-def _name(handler: Handler[Any, Any]) -> Schema:
+def _union(title: str, description: str, named: Mapping[AnyHandler, str], *more: str) -> Schema:
+    """One of the types' schemas, told apart by ``type``; or one of ``more``, which no value of ``type`` leads to."""
+    by_type = sorted(named.items(), key=lambda pair: pair[0].type)
+    options = [reference(name) for name in (*(name for _, name in by_type), *more)]
+    mapping = {alias: _START + name for handler, name in by_type for alias in handler.names}
+    told = {"discriminator": {"propertyName": "type", "mapping": mapping}} if mapping else {}
+    return {"title": title, "description": description, "oneOf": options} | told
+
+
+def _name(handler: AnyHandler) -> Schema:
     return {"type": "string", "const": handler.type} if len(handler.names) == 1 else {"type": "string", "enum": list(handler.names)}
 
 
-def _task(handler: Handler[Any, Any], row: Schema, payload: Schema, result: Schema) -> Schema:
-    done = {"anyOf": [result, {"type": "null"}], "description": "What the handler returned."}
+def _task(handler: AnyHandler, title: str, row: Schema, payload: Schema, result: Schema) -> Schema:
+    done = {**or_null(result), "description": "What the handler returned; null until then."}
     properties = {**row["properties"], "type": _name(handler), "payload": payload, "result": done}
-    return {**row, "title": f"Task.{handler.type}", "description": handler.description, "properties": properties}
+    return {**row, "title": title, "description": handler.description, "properties": properties}
+
+
+def _other(row: Schema, installed: Sequence[AnyHandler]) -> Schema:
+    """A task of any other type. The pattern keeps ``oneOf`` exact, also for generated clients that try one option after the other."""
+    known = "|".join(name.replace(".", r"\.") for handler in installed for name in handler.names)
+    type_: Schema = {"type": "string"} | ({"pattern": f"^(?!(?:{known})$)"} if known else {})
+    return {**row, "title": "OtherTask", "description": "A task of a type that is not installed any more.", "properties": {**row["properties"], "type": type_}}
+
+
+def _receipt(row: Schema) -> Schema:
+    """A receipt can name no namespace, so that none is a task, and no task a receipt."""
+    shown = TaskReceipt.model_json_schema(mode="serialization")
+    withheld = {"type": "string", "maxLength": 0, "description": "Not there: by it, a task is known from its receipt."}
+    properties = {**row["properties"], "namespace": withheld}
+    return {**shown, "properties": properties, "required": list(shown["properties"])}
 
 
 def _preview(envelope: Schema, row: Schema) -> Schema:
-    """What ``validate_only`` answers."""
+    """What a validation answers."""
     known = {**envelope["properties"], **row["properties"]}
-    properties = {name: known[name] for name in VALIDATED}
-    for name in ("run_at", "expires_at"):
-        properties[name] = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "null"}]}
     return {
         "title": "TaskPreview",
-        "description": "A task as it would be submitted, with its type's defaults: what `validate_only` answers.",
+        "description": "A task as it would be submitted, with its type's defaults.",
         "type": "object",
-        "properties": properties,
+        "properties": {name: known[name] for name in VALIDATED},
         "required": list(VALIDATED),
     }
 
 
-def _submission(handler: Handler[Any, Any], envelope: Schema, payload: Schema, models: Mapping[str, Schema]) -> Schema:
+def _submission(handler: AnyHandler, title: str, envelope: Schema, payload: Schema, models: Mapping[str, Schema]) -> Schema:
     properties = {**envelope["properties"], "type": _name(handler), "payload": payload}
-    schema = {**envelope, "title": f"Submit.{handler.type}", "description": handler.description, "properties": properties}
+    schema = {**envelope, "title": title, "description": handler.description, "properties": properties}
     try:
         example = _example(payload, models)
         handler.payload.validate_json(json.dumps(example), strict=True)
@@ -115,9 +193,9 @@ def _submission(handler: Handler[Any, Any], envelope: Schema, payload: Schema, m
 
 def submissions(found: Mapping[str, Schema]) -> Iterator[tuple[str, Schema]]:
     """Examples of submissions: each type that has one, by its name."""
-    for name, schema in found.items():
-        if name.startswith("Submit.") and schema.get("examples"):
-            yield name.removeprefix("Submit."), schema["examples"][0]
+    for option in found["TaskIn"].get("oneOf", ()):
+        for example in found[option["$ref"].removeprefix(_START)].get("examples", ()):
+            yield example["type"], example
 
 
 def _example(schema: Schema, models: Mapping[str, Schema]) -> Any:

@@ -13,8 +13,8 @@ from taskyard import tasklogs
 from taskyard.events import EVENT_TYPES, MOST_TOLD
 from taskyard.lifecycle import Status
 from taskyard.notifiers import Event, TaskInfo
+from taskyard_api.plain_schemas import Schema
 
-Schema = dict[str, Any]
 MEDIA_TYPE = "application/cloudevents+json"
 _TASK = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
 
@@ -72,11 +72,28 @@ _ANSWERS: Schema = {
 }
 
 
+#: One message of a live stream.
+_MESSAGE: Schema = {
+    "type": "object",
+    "description": "One server-sent event of `GET /events` and `GET /tasks/{id}/stream`.",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$", "description": "What Last-Event-ID brings back."},
+        "event": {
+            "type": "string",
+            "enum": [*EVENT_TYPES, tasklogs.EVENT, "error"],
+            "description": "Left out with `named=false`. `error`, which is never left out, says in `data` why the stream ends.",
+        },
+        "data": {"type": "string", "description": 'JSON: a `CloudEvent`, or `{"detail": ...}` of an `error`.'},
+    },
+    "required": ["data"],
+}
+
+
 def schemas() -> dict[str, Schema]:
     """``components.schemas`` for events."""
     whole = CloudEvent.model_json_schema(ref_template="#/components/schemas/{model}")
     shared: dict[str, Schema] = whole.pop("$defs")
-    return shared | {"CloudEvent": whole}
+    return shared | {"CloudEvent": whole, "StreamMessage": _MESSAGE}
 
 
 def webhooks(types: Sequence[str] = EVENT_TYPES) -> dict[str, Schema]:

@@ -16,6 +16,8 @@ from pydantic import SecretStr
 from taskyard.plugins import Registry
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_api.app import create_app
+from taskyard_api.routes import actions, catalogue, deliveries, health, live, metrics, queues, submissions, tasks
+from taskyard_api.routes.route import Route
 from tests.databases import cloned
 
 from .conftest import client_of, placeless, submit
@@ -320,3 +322,43 @@ async def test_head_answers_as_get_does_without_the_content(client: AsyncClient,
 async def test_a_validator_that_breaks_is_told_at_the_payload_and_is_no_fault_of_the_service(client: AsyncClient) -> None:
     answer = await client.post("/tasks", json={"type": "breaks", "payload": {"next": None, "what": "x"}})
     assert (answer.status_code, answer.json()["errors"]) == (422, [{"pointer": "/payload", "detail": "its validator raised RuntimeError"}])
+
+
+ID = "01890a5d-ac96-774b-bcce-b302099a8057"
+#: One parameter of each call that has one, which takes one value.
+REPEATED = [
+    ("GET", "/tasks?limit=1&limit=1", "/limit"),
+    ("GET", "/tasks?priority=1&status=pending&priority=2", "/priority"),
+    ("GET", "/tasks?%70riority=1&priority=2", "/priority"),
+    ("GET", "/deliveries?task_id=&task_id=", "/task_id"),
+    ("GET", f"/tasks/{ID}/events?cursor=a&cursor=b", "/cursor"),
+    ("GET", f"/tasks/{ID}/logs?limit=1&limit=2", "/limit"),
+    ("GET", "/events?q=a&q=b", "/q"),
+    ("POST", "/tasks?validate_only=true&validate_only=false", "/validate_only"),
+    ("POST", "/tasks/batch?validate_only=true&validate_only=true", "/validate_only"),
+]
+
+
+@pytest.mark.parametrize(("method", "address", "pointer"), REPEATED, ids=lambda value: value if value.startswith("/") else None)
+async def test_a_query_parameter_that_takes_one_value_is_refused_where_it_is_there_twice(client: AsyncClient, method: str, address: str, pointer: str) -> None:
+    answer = await client.request(method, address, json=task() if method == "POST" else None)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer.text
+    assert answer.json()["errors"][0]["detail"] == "expected one value, not 2"
+
+
+async def test_every_call_refuses_what_it_takes_once_and_gets_twice() -> None:
+    """The check is the route's own, so that a new call has it, too."""
+    for part in (actions, catalogue, deliveries, health, live, metrics, queues, submissions, tasks):
+        assert all(isinstance(route, Route) for route in part.router.routes), part.__name__
+    [listed] = [route for route in tasks.router.routes if isinstance(route, Route) and route.name == "list_tasks"]
+    assert {"limit", "cursor", "priority", "q", "namespace", "parent_id", "created_after"} <= set(listed.single_parameters())
+    assert not {"status", "type", "queue", "tag"} & set(listed.single_parameters())
+
+
+async def test_parameters_that_take_several_values_may_be_there_twice(client: AsyncClient) -> None:
+    assert (await client.get("/tasks?status=pending&status=held&tag=a&tag=b&limit=1")).status_code == 200
+
+
+@pytest.mark.parametrize("time", ["2030-01-01T00:00:00+0100", "2030-01-01T00:00:00 01:00", "2030-01-01T00:00:00.000001-0000"])
+async def test_a_time_in_a_query_may_have_its_offset_as_clients_write_it(client: AsyncClient, time: str) -> None:
+    assert (await client.get(f"/tasks?created_after={time}")).status_code == 200

@@ -26,12 +26,11 @@ import sys
 
 from taskyard_generated import AuthenticatedClient
 from taskyard_generated.api.tasks import cancel_task, get_task, list_tasks, submit_task
-from taskyard_generated.models import PayloadWords, ProblemIllegalTransition, ProblemInvalidRequest, ProblemUnauthorized
-from taskyard_generated.models import SubmitDemoEcho, TaskDemoEcho, TaskPage
+from taskyard_generated.models import PayloadDemoWords, Problem, SubmitDemoEcho, TaskDemoEcho, TaskPage
 
 url, key = sys.argv[1:]
 client = AuthenticatedClient(base_url=url, token=key, raise_on_unexpected_status=True)
-task = submit_task.sync(client=client, body=SubmitDemoEcho(type_="demo.echo", payload=PayloadWords(text="hello"), tags=["generated"]))
+task = submit_task.sync(client=client, body=SubmitDemoEcho(type_="demo.echo", payload=PayloadDemoWords(text="hello"), tags=["generated"]))
 assert isinstance(task, TaskDemoEcho), task
 assert task.payload.text == "hello"
 
@@ -45,13 +44,14 @@ assert isinstance(page, TaskPage) and page.items == [task], page
 cancelled = cancel_task.sync(task.id, client=client)
 assert isinstance(cancelled, TaskDemoEcho) and cancelled.status == "cancelled", cancelled
 refused = cancel_task.sync(task.id, client=client)
-assert isinstance(refused, ProblemIllegalTransition) and refused.task_status == "cancelled" and refused.allowed == ["retry"], refused
+assert isinstance(refused, Problem) and refused.type_ == "urn:taskyard:problem:illegal-transition", refused
+assert refused.task_status == "cancelled" and refused.allowed == ["retry"], refused
 
-wrong = submit_task.sync(client=client, body=SubmitDemoEcho(type_="demo.echo", payload=PayloadWords(text="x"), priority=10))
-assert isinstance(wrong, ProblemInvalidRequest), wrong
+wrong = submit_task.sync(client=client, body=SubmitDemoEcho(type_="demo.echo", payload=PayloadDemoWords(text="x"), priority=10))
+assert isinstance(wrong, Problem) and wrong.status == 422, wrong
 assert isinstance(wrong.errors, list) and wrong.errors[0].pointer == "/priority", wrong
 nobody = get_task.sync(task.id, client=AuthenticatedClient(base_url=url, token="ty_wrong"))
-assert isinstance(nobody, ProblemUnauthorized), nobody
+assert isinstance(nobody, Problem) and nobody.status == 401, nobody
 print("done")
 """
 

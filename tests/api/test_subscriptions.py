@@ -82,8 +82,8 @@ async def test_a_mistake_is_named_and_no_secret_is_told(client: AsyncClient, eng
 
 async def test_the_document_names_the_notifiers_that_may_be_asked_for(client: AsyncClient) -> None:
     document = (await client.get("http://test.localhost/openapi.json")).json()
-    notify = document["components"]["schemas"]["Submit.anything"]["properties"]["notify"]
-    assert [option["items"]["properties"]["notifier"] for option in notify["anyOf"] if "items" in option] == [{"enum": ["pigeon"]}]
+    notify = document["components"]["schemas"]["SubmitAnything"]["properties"]["notify"]
+    assert [option["items"]["properties"]["notifier"] for option in notify["anyOf"] if "items" in option] == [{"type": "string", "enum": ["pigeon"]}]
 
 
 async def test_the_nearest_notifier_is_named(client: AsyncClient) -> None:
@@ -103,7 +103,7 @@ class TestWhereTheOperatorAllowsNone:
 
     async def test_the_document_has_no_word_of_it(self, client: AsyncClient) -> None:
         document = (await client.get("http://test.localhost/openapi.json")).json()
-        assert "notify" not in document["components"]["schemas"]["Submit.anything"]["properties"]
+        assert "notify" not in document["components"]["schemas"]["SubmitAnything"]["properties"]
 
 
 async def test_the_options_of_all_subscriptions_of_a_task_are_bounded(client: AsyncClient) -> None:

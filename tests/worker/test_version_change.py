@@ -145,7 +145,7 @@ def test_a_task_that_version_1_stored_is_run_by_version_2_under_its_old_name_and
         assert (kind["type"], kind["aliases"]) == ("letters.send", ["mail.send"])
         document = client.get(client.base_url.join("/openapi.json")).json()
         mapping = document["components"]["schemas"]["TaskIn"]["discriminator"]["mapping"]
-        assert mapping["mail.send"] == mapping["letters.send"] == "#/components/schemas/Submit.letters.send"
+        assert mapping["mail.send"] == mapping["letters.send"] == "#/components/schemas/SubmitLettersSend"
         validator = jsonschema.Draft202012Validator({**document, "$ref": mapping["mail.send"]})
         validator.validate({"type": "mail.send", "payload": {"recipients": []}})
         assert not validator.is_valid({"type": "mail.sent", "payload": {"recipients": []}})

@@ -20,9 +20,10 @@ from taskyard_api.body import json_object
 from taskyard_api.models import ActionOut
 from taskyard_api.parameters import action_filters, read_action
 from taskyard_api.routes.answers import BODY, body, problems
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Namespace, Serving
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=Route)
 #: Tasks that one statement looks at, and that one commit moves: few enough to keep nobody waiting for their locks.
 PAGE, BATCH = 1000, 200
 

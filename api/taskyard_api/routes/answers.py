@@ -12,7 +12,7 @@ from taskyard.errors import IllegalTransition, InvalidInput, NotFound, TaskyardE
 from taskyard.ids import PLAIN, PublicIds
 from taskyard_api.errors import BodyTooSlow, Forbidden, ForeignPage, MalformedBody, RateLimited, TooLarge, Unauthorized, UnknownHost, UnsupportedMedia
 from taskyard_api.models import PUBLIC_IDS, RECEIPT, RECEIPT_BATCH, TASK, TASK_BATCH
-from taskyard_api.problem_examples import INTERNAL_ERROR, Asked, name_of, reference, status_of
+from taskyard_api.problem_examples import INTERNAL_ERROR, Asked, name_of, status_of
 from taskyard_api.problems import MEDIA_TYPE
 from taskyard_api.service import may_read_tasks
 
@@ -70,7 +70,7 @@ def tasks_answer(request: Request, rows: Sequence[Any], status: int, headers: Ma
 
 
 def problems(*wanted: int | type[TaskyardError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's ``responses`` for these problems, and for those that every call may have: each with its slug and an example.
+    """OpenAPI's ``responses`` for these problems, and for those that every call may have: each with an example.
 
     A status stands for what it commonly means; an error's class for that error, as problems.KINDS tells it.
     """
@@ -82,8 +82,7 @@ def problems(*wanted: int | type[TaskyardError]) -> dict[int | str, dict[str, An
 
 
 def _response(status: int, errors: list[Asked]) -> dict[str, Any]:
-    schemas = list(dict.fromkeys(reference(error) for error in errors))
-    schema = {"$ref": schemas[0]} if len(schemas) == 1 else {"oneOf": [{"$ref": schema} for schema in schemas]}
+    schema = {"$ref": "#/components/schemas/Problem"}
     examples = {name_of(error): {"$ref": f"#/components/examples/{name_of(error)}"} for error in errors}
     told = {"description": _MEANINGS[status], "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}}}
     return told | ({"headers": headers(_HEADERS[status])} if status in _HEADERS else {})

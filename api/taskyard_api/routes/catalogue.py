@@ -14,9 +14,10 @@ from taskyard.handlers import Handler
 from taskyard.spelling import did_you_mean
 from taskyard_api.models import Defaults, NotifierOut, Notifiers, PluginOut, Plugins, RouteState, TaskTypeOut, TaskTypes
 from taskyard_api.routes.answers import problems
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Serving, caller_of
 
-router = APIRouter(tags=["catalogue"])
+router = APIRouter(tags=["catalogue"], route_class=Route)
 
 
 def _task_type(handler: Handler[Any, Any]) -> TaskTypeOut:

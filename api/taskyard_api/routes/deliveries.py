@@ -18,10 +18,11 @@ from taskyard_api.body import json_object
 from taskyard_api.models import DELIVERY, DELIVERY_PAGE, DeliveryActionOut, DeliveryOut, DeliveryPage
 from taskyard_api.parameters import DeliveryConvertor, DeliveryId, DeliveryQuery, delivery_action_filters, delivery_number, read_delivery_action
 from taskyard_api.routes.answers import BODY, answer, body, problems
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Namespace, Serving, home_of, namespace_of, reach_of
 
 register_url_convertor("delivery", DeliveryConvertor())
-router = APIRouter(tags=["deliveries"])
+router = APIRouter(tags=["deliveries"], route_class=Route)
 #: Deliveries that one statement looks at, and that one commit moves.
 PAGE, BATCH = 1000, 200
 

@@ -8,9 +8,10 @@ from taskyard import readiness
 from taskyard.errors import Unavailable
 from taskyard_api.models import Alive, Ready
 from taskyard_api.problems import RETRY_AFTER
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Service, Serving
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 
 @router.get("/health/live")

@@ -8,17 +8,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from taskyard import feed, queries, tasklogs
+from taskyard import feed, queries
 from taskyard.errors import InvalidInput
-from taskyard.events import EVENT_TYPES
 from taskyard_api import access
 from taskyard_api.live import LAST, Asked
 from taskyard_api.parameters import StreamQuery, TaskId, TaskStreamQuery, task_uuid
 from taskyard_api.routes.answers import problems
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Service, Serving, home_of, reach_of
 from taskyard_api.sse import MEDIA_TYPE, EventStream
 
-router = APIRouter(tags=["live"])
+router = APIRouter(tags=["live"], route_class=Route)
 
 LastEventId = Annotated[str | None, Header(include_in_schema=False)]
 _LAST_EVENT_ID: dict[str, Any] = {
@@ -31,22 +31,12 @@ _LAST_EVENT_ID: dict[str, Any] = {
         }
     ]
 }
-#: One message of a stream: OpenAPI 3.1 has no word of its own for "a sequence of these".
-_MESSAGE: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "string", "pattern": "^[0-9]+$", "description": "What Last-Event-ID brings back."},
-        "event": {
-            "type": "string",
-            "enum": [*EVENT_TYPES, tasklogs.EVENT, "error"],
-            "description": "Left out with `named=false`. `error`, which is never left out, says in `data` why the stream ends.",
-        },
-        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": "#/components/schemas/CloudEvent"}},
-    },
-    "required": ["data"],
-}
+#: OpenAPI 3.1 has no word for "a sequence of these", and generated clients parse what has a schema of an object.
 _STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events: `event` (its type), `id` and `data` (a CloudEvent).", "content": {MEDIA_TYPE: {"schema": _MESSAGE}}}
+    200: {
+        "description": "Server-sent events, each with the members of `StreamMessage`. `data` is a `CloudEvent` as JSON.",
+        "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+    }
 }
 _OVER: dict[int | str, dict[str, Any]] = {204: {"description": "The task has ended, and all its events were received: do not come back."}}
 

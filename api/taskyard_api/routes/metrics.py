@@ -10,12 +10,13 @@ from taskyard.gauges import GAUGES
 from taskyard.metrics import SHARED
 from taskyard_api.exposition import Exposition
 from taskyard_api.measures import OWN, UP
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Serving
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
 async def metrics(service: Serving) -> Response:
     """Metrics in Prometheus' text format. Without a database: those of this process."""
     samples = service.measures.samples()

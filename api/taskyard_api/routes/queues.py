@@ -8,9 +8,10 @@ from taskyard import backlog
 from taskyard.records import LANES
 from taskyard_api.models import QUEUE, QUEUES, QueueOut, Queues
 from taskyard_api.routes.answers import answer, problems
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Namespace, Serving
 
-router = APIRouter(tags=["queues"])
+router = APIRouter(tags=["queues"], route_class=Route)
 
 
 @router.get("/queues", response_model=Queues, responses=problems())

@@ -27,43 +27,60 @@ from taskyard_api.group_commit import Submitted
 from taskyard_api.models import TaskBatch, TaskOut
 from taskyard_api.prefer import PREFER, applied
 from taskyard_api.routes.answers import BODY, body, headers, problems, task_answer, tasks_answer
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Service, namespace_of, service_of
-from taskyard_api.submit_options import IDEMPOTENCY_KEY, VALIDATE_ONLY, SubmitOptions, submit_options
+from taskyard_api.submit_options import IDEMPOTENCY_KEY, SubmitOptions, submit_options
 from taskyard_api.watch import TASK_ID
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=Route)
 #: Seconds for which tasks of a batch are validated before other requests get their turn.
 TURN = 0.01
 _REPLAYED = {"Idempotency-Replayed": "true"}
 #: Sent where a quota applies.
 _QUOTA = ("RateLimit", "RateLimit-Policy")
-_AGAIN = "Submitted before with this Idempotency-Key; or, with validate_only, right as it is, and shown with its type's defaults."
+_AGAIN = "Submitted before with this Idempotency-Key."
+_RIGHT = "It is right, and shown with its type's defaults."
 
 
-def replayed(*schemas: str, maybe: Iterable[str] = ()) -> dict[str, Any]:
+def _shown(description: str, schema: str, maybe: Iterable[str] = ()) -> dict[str, Any]:
     """What a submission answers that makes nothing new."""
-    content = {"application/json": {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{schema}"} for schema in schemas]}}}
-    return {"description": _AGAIN, "content": content, "headers": headers(maybe=["Idempotency-Replayed", *_QUOTA, *maybe])}
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        "headers": headers(maybe=maybe),
+    }
 
 
 _PROBLEMS = problems(*BODY, 404, 429, PayloadTooLarge, UniqueConflict, UnknownTaskType, IdempotencyMismatch)
 _PROBLEMS[429]["headers"] |= headers(maybe=_QUOTA)
 _ONE = _PROBLEMS | {
-    200: replayed("Task", "TaskPreview", maybe=["ETag", "Location", "Preference-Applied"]),
+    200: _shown(_AGAIN, "TaskAnswer", ["ETag", "Location", "Preference-Applied", "Idempotency-Replayed", *_QUOTA]),
     201: {"headers": headers("ETag", "Location", maybe=["Preference-Applied", *_QUOTA])},
 }
-_MANY = _PROBLEMS | {200: replayed("TaskBatch", "TaskPreviews"), 201: {"headers": headers(maybe=_QUOTA)}}
+_MANY = _PROBLEMS | {200: _shown(_AGAIN, "TaskBatch", ["Idempotency-Replayed", *_QUOTA]), 201: {"headers": headers(maybe=_QUOTA)}}
+_CHECKED = problems(*BODY, PayloadTooLarge, UniqueConflict, UnknownTaskType)
+_CHECKED_ONE, _CHECKED_MANY = _CHECKED | {200: _shown(_RIGHT, "TaskPreview")}, _CHECKED | {200: _shown(_RIGHT, "TaskPreviews")}
 
 
-def _documented(schema: str, *more: dict[str, Any]) -> dict[str, Any]:
-    return body(schema) | {"parameters": [IDEMPOTENCY_KEY, VALIDATE_ONLY, *more]}
+def _documented(schema: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+    return body(schema) | {"parameters": list(parameters)}
 
 
-@router.post("/tasks", status_code=201, response_model=TaskOut, responses=_ONE, openapi_extra=_documented("TaskIn", PREFER))
+@router.post("/tasks", status_code=201, response_model=TaskOut, responses=_ONE, openapi_extra=_documented("TaskIn", IDEMPOTENCY_KEY, PREFER))
 async def submit_task(request: Request) -> Response:
     """Submit a task. Once this answers, the task can't be lost."""
+    return await _one(request, submit_options(request))
+
+
+@router.post("/tasks/validate", responses=_CHECKED_ONE, response_class=Response, openapi_extra=_documented("TaskIn"))
+async def validate_task(request: Request) -> Response:
+    """Check a task as its submission would, write nothing, and show it with its type's defaults: as `POST /tasks?validate_only=true` does."""
+    return await _one(request, replace(submit_options(request), validate_only=True))
+
+
+async def _one(request: Request, options: SubmitOptions) -> Response:
     # The hottest call: no dependency is solved, and the body is read by one parser.
-    service, namespace, options = service_of(request), namespace_of(request), submit_options(request)
+    service, namespace = service_of(request), namespace_of(request)
     sent = await json_object(request)
     key = _key("submit_task", options, namespace, sent)
     try:
@@ -101,10 +118,20 @@ async def _waited(service: Service, namespace: str, task_id: UUID, seconds: int,
         return None
 
 
-@router.post("/tasks/batch", status_code=201, response_model=TaskBatch, responses=_MANY, openapi_extra=_documented("TasksIn"))
+@router.post("/tasks/batch", status_code=201, response_model=TaskBatch, responses=_MANY, openapi_extra=_documented("TasksIn", IDEMPOTENCY_KEY))
 async def submit_tasks(request: Request) -> Response:
     """Submit up to 1,000 tasks, all or none. They are answered in the order that they were sent in."""
-    service, namespace, options = service_of(request), namespace_of(request), submit_options(request)
+    return await _many(request, submit_options(request))
+
+
+@router.post("/tasks/batch/validate", responses=_CHECKED_MANY, response_class=Response, openapi_extra=_documented("TasksIn"))
+async def validate_tasks(request: Request) -> Response:
+    """Check tasks as their submission would, write nothing, and show them with their types' defaults."""
+    return await _many(request, replace(submit_options(request), validate_only=True))
+
+
+async def _many(request: Request, options: SubmitOptions) -> Response:
+    service, namespace = service_of(request), namespace_of(request)
     sent = await json_object(request)
     key = _key("submit_tasks", options, namespace, sent)
     try:

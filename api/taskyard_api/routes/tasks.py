@@ -18,6 +18,7 @@ from taskyard_api.models import EVENT_PAGE, LOG_PAGE, PLACE, TASK, TASK_PAGE, Ev
 from taskyard_api.parameters import LogQuery, PageQuery, TaskConvertor, TaskId, TaskQuery, task_uuid
 from taskyard_api.prefer import PREFER, Prefer, applied, wait_of
 from taskyard_api.routes.answers import BODY, answer, body, headers, problems, task_answer
+from taskyard_api.routes.route import Route
 from taskyard_api.service import Service, Serving, home_of, namespace_of, reach_of
 
 register_url_convertor("task", TaskConvertor())
@@ -33,7 +34,7 @@ async def _of_task_to_write(request: Request, task_id: TaskId) -> str:
 
 TaskNamespace = Annotated[str, Depends(_of_task)]
 WritableNamespace = Annotated[str, Depends(_of_task_to_write)]
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=Route)
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has this version already: If-None-Match.", "headers": headers("ETag")}}
 TAGGED: dict[int | str, dict[str, Any]] = {200: {"headers": headers("ETag")}}
 WAITED: dict[int | str, dict[str, Any]] = {200: {"headers": headers("ETag", maybe=["Preference-Applied"])}}
