@@ -87,6 +87,7 @@ SLOW = {
     "test_generated_client.py",
     "test_ground.py",
     "test_harness.py",
+    "test_isolation.py",
     "test_locked_rows.py",
     "test_lost_track.py",
     "test_machine.py",

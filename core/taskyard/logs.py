@@ -33,10 +33,23 @@ MAX_TEXT = 32_000
 
 Event = MutableMapping[str, Any]
 _log = structlog.get_logger(__name__)
+#: Loggers of tasks: a hierarchy of their own, so that nothing that a plugin does to logging silences or unmasks what is kept of any task.
+_tasks = logging.Manager(logging.RootLogger(logging.INFO))
 #: The secrets of this process. Logging is one for the whole process, and so are they.
 _hidden = Hidden()
 #: Those that came with single tasks: a worker sees new ones for as long as it lives.
 _hidden_lately = Hidden(most=200)
+
+
+_SHARED: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.ExtraAdder(),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+_FIRST: list[structlog.typing.Processor] = [structlog.stdlib.filter_by_level, structlog.stdlib.PositionalArgumentsFormatter(), *_SHARED]
 
 
 def hide(secrets: Iterable[str]) -> None:
@@ -90,23 +103,22 @@ def configure_role(settings: Settings) -> None:
         sys.stdout.reconfigure(line_buffering=True)
 
 
+def task_logger(name: str, fields: dict[str, Any], keep: structlog.typing.Processor) -> Any:
+    """A logger of one task, with these fields. ``keep`` gets each line that the configured level lets through, before it is written to the log."""
+    return structlog.wrap_logger(
+        _tasks.getLogger(name),
+        processors=[*_FIRST, keep, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+        cache_logger_on_first_use=True,
+        **fields,
+    )
+
+
 def configure(settings: LogSettings) -> None:
     """Send every log line of this process to standard error, in the format that ``settings`` asks for."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-    ]
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            structlog.stdlib.PositionalArgumentsFormatter(),
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[*_FIRST, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -114,10 +126,14 @@ def configure(settings: LogSettings) -> None:
     handler = logging.StreamHandler(_standard_error())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_render(settings)]
+            foreign_pre_chain=_SHARED, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_render(settings)]
         )
     )
     _route(handler, settings.level.upper())
+    own = logging.StreamHandler(_standard_error())
+    own.setFormatter(handler.formatter)
+    _tasks.root.handlers[:] = [own]
+    _tasks.root.setLevel(settings.level.upper())
 
 
 def _render(settings: LogSettings) -> list[structlog.typing.Processor]:

@@ -11,6 +11,7 @@ import pytest
 
 from taskyard_worker import loglines
 from taskyard_worker.loglines import Outbox, Rings, line
+from tests.stack import PATIENCE
 
 
 def read(**event: Any) -> dict[str, Any]:
@@ -97,3 +98,26 @@ def test_a_forked_copy_may_log_though_another_thread_held_the_lock() -> None:
     done.set()
     holder.join()
     assert outbox.take() == ([], False)
+
+
+def test_lines_that_a_thread_has_taken_go_out_before_the_report_of_their_run() -> None:
+    sent: list[str] = []
+    taken, go_on = threading.Event(), threading.Event()
+
+    def send(message: dict[str, Any]) -> None:
+        taken.set()
+        assert go_on.wait(PATIENCE)
+        sent.append(message["lines"][0])
+
+    def report() -> None:
+        sent.extend(line for message in outbox.last(1) for line in message["lines"])
+        sent.append("report")
+
+    outbox = loglines.emptied_by_threads(send)
+    outbox.add(1, "line")
+    assert taken.wait(PATIENCE)
+    reporter = threading.Thread(target=report)
+    reporter.start()
+    go_on.set()
+    reporter.join(PATIENCE)
+    assert sent == ["line", "report"]

@@ -33,6 +33,7 @@ from taskyard.storable import storable_text
 from taskyard_worker import lease, loglines, runs, wire
 from taskyard_worker.calls import Call, call_of
 from taskyard_worker.forks import Origin, forget_main
+from taskyard_worker.isolation import Isolation, Threads
 from taskyard_worker.observers import Observers
 from taskyard_worker.outcomes import unstarted
 from taskyard_worker.resources import AsyncResources, SyncResources
@@ -40,6 +41,8 @@ from taskyard_worker.runs import Job, Report
 
 #: A notifier's tries are counted and spaced by the settings, not by its code.
 ALWAYS = Retry()
+#: Seconds between two looks at what the runs of a busy event loop have changed of their process.
+ISOLATE_EVERY = 0.1
 
 
 def main(channel: socket.socket, *, is_async: bool, settings: Settings, registry: Registry) -> None:
@@ -117,6 +120,8 @@ class SyncChild:
         """Run jobs until the engine says the end or closes the socket, or one was interrupted: what that was in the middle of is unknown."""
         threading.Thread(target=self._listen, name="listener", daemon=True).start()
         outcome, term = "", self._on_term
+        signal.signal(signal.SIGTERM, term)
+        self._isolation, context = Isolation(), contextvars.copy_context()
         while outcome != "interrupted":
             job = self._next()
             if job is None:
@@ -127,12 +132,18 @@ class SyncChild:
             if _signal.getsignal(signal.SIGTERM) is not term:
                 signal.signal(signal.SIGTERM, term)
             began = time.perf_counter()
-            report = self._run(job)
+            report = context.copy().run(self._run, job)
             if not self._resources.took_time:
                 report["seconds"] = time.perf_counter() - began
+            following = self._following()
             for message in [*self._lines.last(job["key"]), {"key": job["key"], "report": report}]:
                 self._send(message)
             outcome = report["outcome"]
+            self._isolation.between(job, following)
+
+    def _following(self) -> Job | None:
+        with self._more:
+            return self._jobs[0] if self._jobs else None
 
     def _next(self) -> Job | None:
         """The next job; None if there is none left, and the engine has said that this is the end."""
@@ -203,6 +214,8 @@ class SyncChild:
             arguments = call.arguments()
             if arguments is not None:
                 self._resources.bind(call, self._key)
+                if self._resources.took_time:
+                    self._isolation.accept()
             # The last thing before the handler: whoever is frozen in between starts what may be another's by now.
             if lease.is_over(job):
                 return not_ours()
@@ -277,6 +290,7 @@ class AsyncChild:
         self._observers = Observers(registry)
         self._watching = False
         self._unsent: list[bytes] = []
+        self._isolated_at = 0.0
         self._origin = Origin(channel, self._on_term, loop, selector)
         self._resources = AsyncResources(settings, registry, self._send)
 
@@ -285,6 +299,8 @@ class AsyncChild:
         signal.signal(signal.SIGTERM, self._on_term)
         reader, self._writer = await asyncio.open_connection(sock=self._channel)
         self._lines = loglines.emptied_by_loop(self._send, self._writer)
+        self._loop.set_default_executor(Threads())
+        self._isolation = Isolation()
         while (message := await wire.read(reader)) is not None:
             if "run" in message:
                 for job in message["run"]:
@@ -316,7 +332,7 @@ class AsyncChild:
     def _start(self, job: Job) -> None:
         key = job["key"]
         call = None if job["kind"] == "delivery" else call_of(job, self._registry, partial(self._say, key), self._keep)
-        task = self._loop.create_task(self._run(job, call))
+        task = self._loop.create_task(self._run(job, call), name=job.get("type") or job["route"])
         self._running[key] = task, call
         task.add_done_callback(partial(self._ended, key))
 
@@ -350,6 +366,15 @@ class AsyncChild:
             report = task.result()
         for message in [*self._lines.last(key), {"key": key, "report": report}]:
             self._send(message)
+        self._isolate(task.get_name())
+
+    def _isolate(self, type_: str) -> None:
+        now = self._loop.time()
+        if not self._running:
+            self._isolation.after_all(type_)
+        elif now - self._isolated_at >= ISOLATE_EVERY:
+            self._isolated_at = now
+            self._isolation.after_some(type_)
 
     def _cancel(self, key: int, item: int | None = None) -> None:
         """Cancel a run, and again for as long as it swallows it; of a batch, one task is only told."""
@@ -374,6 +399,7 @@ class AsyncChild:
                 arguments = call.arguments()
                 if arguments is not None and not self._resources.are_bound(call):
                     await self._resources.bind(call, job["key"])
+                    self._isolation.accept()
                 if lease.is_over(job):
                     return not_ours()
                 call.settle(report, await self._value(call, arguments), self._settings)

@@ -43,13 +43,12 @@ Key = int | tuple[int, int]
 
 def logger(name: str, fields: dict[str, Any], keep: Callable[[str], None]) -> Any:
     """A logger like all others, whose lines are kept too: those that the configured level lets through."""
-    *before, render = structlog.get_config()["processors"]
 
     def kept(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         keep(line(event, fields))
         return event
 
-    return structlog.wrap_logger(None, processors=[*before, kept, render], logger_factory_args=(name,), **fields)
+    return logs.task_logger(name, fields, kept)
 
 
 class Late:
@@ -159,6 +158,8 @@ class Outbox:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._lock = threading.Lock()
+        #: Held by a thread from when it takes lines until it has sent them: they must not come after their run's report.
+        self.underway = threading.Lock()
         self._rings: Rings[Key] = Rings(PER_CHILD)
         self._woken = False
         self._closed = False
@@ -183,7 +184,7 @@ class Outbox:
 
     def last(self, key: int) -> list[Message]:
         """All that waits of a run that is over, or of all of a batch: goes before its report."""
-        with self._lock:
+        with self.underway, self._lock:
             return [self._message(one) for one in self._rings.runs() if key in (one, one[0] if isinstance(one, tuple) else one)]
 
     def _message(self, key: Key, most: int | None = None) -> Message:
@@ -204,9 +205,10 @@ def emptied_by_threads(send: Callable[[Message], None]) -> Outbox:
         more = True
         while more:
             time.sleep(PAUSE)
-            messages, more = outbox.take()
-            for message in messages:
-                send(message)
+            with outbox.underway:
+                messages, more = outbox.take()
+                for message in messages:
+                    send(message)
 
     outbox = Outbox(lambda: threading.Thread(target=work, name="log lines", daemon=True).start())
     return outbox

@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import importlib
+import io
+import locale
+import logging
+import logging.config
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
 from pydantic import BaseModel
 
 from taskyard import Context, handler, hookimpl
@@ -122,6 +129,112 @@ def spawned_import(ctx: Context, module: str) -> str:
         return pool.apply(where, (module,))
 
 
+class Leftover(threading.Thread):
+    """Outlives its task, and goes on speaking for it until the file is there."""
+
+    def __init__(self, ctx: Context, words: str, until: Path) -> None:
+        super().__init__(daemon=True)
+        self.ctx, self.words, self.until = ctx, words, until
+
+    def run(self) -> None:
+        while not self.until.exists():
+            self.ctx.progress(0.5, self.words)
+            self.ctx.log.info(self.words)
+            time.sleep(0.001)
+
+
+def leave_thread(ctx: Context, until: str) -> None:
+    Leftover(ctx, f"of {ctx.task_id}", Path(until)).start()
+
+
+def speak_for_itself(ctx: Context, words: str) -> None:
+    """Speaks long enough for others to break in, and logs what its context has."""
+    for _ in range(20):
+        ctx.progress(0.1, words)
+        time.sleep(0.002)
+    ctx.log.info(words)
+
+
+def logging_config(**more: Any) -> None:
+    logging.config.dictConfig({"version": 1, **more})
+
+
+def _no_record(*_: Any, **__: Any) -> logging.LogRecord:
+    raise RuntimeError("no record")
+
+
+def silence(_: Context, how: str) -> None:
+    """What plugins do to logging, each for its own good."""
+    ways: Mapping[str, Callable[[], Any]] = {
+        "dictConfig": logging_config,
+        "dictConfig of root": lambda: logging_config(root={"level": "CRITICAL", "handlers": []}),
+        "basicConfig": lambda: logging.basicConfig(force=True, level="CRITICAL"),
+        "disable": lambda: logging.disable(logging.CRITICAL),
+        "no handlers": logging.getLogger().handlers.clear,
+        "level": lambda: logging.getLogger().setLevel(100),
+        "level of ours": lambda: logging.getLogger("taskyard_worker").setLevel(100),
+        "filter": lambda: logging.getLogger().handlers[0].addFilter(lambda record: False),
+        "formatter": lambda: logging.getLogger().handlers[0].setFormatter(None),
+        "factory": lambda: logging.setLogRecordFactory(_no_record),
+        "structlog": lambda: structlog.configure(processors=[structlog.processors.KeyValueRenderer()], logger_factory=structlog.PrintLoggerFactory()),
+        "structlog's processors": structlog.get_config()["processors"].clear,
+        "structlog reset": structlog.reset_defaults,
+    }
+    ways[how]()
+
+
+def look(_: Context) -> dict[str, Any]:
+    """What a task can see of its process."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "variables": dict(structlog.contextvars.get_contextvars()).keys() - {"task_id", "type", "attempt", "fence"} == set(),
+        "token": os.environ.get("TOKEN"),
+        "home": "HOME" in os.environ,
+        "folder": Path.cwd() == Path(os.environ["PWD_AT_START"]),
+        "umask": umask,
+        "locale": locale.setlocale(locale.LC_ALL),
+        "hangup": signal.getsignal(signal.SIGHUP) is signal.SIG_DFL,
+        "alarm": signal.getitimer(signal.ITIMER_REAL)[0],
+        "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "stdout": type(sys.stdout).__name__,
+        "excepthook": sys.excepthook.__module__,
+        "path": "/nowhere" in sys.path,
+        "limit": sys.getrecursionlimit(),
+        "socket": socket.getdefaulttimeout(),
+        "loop": asyncio.run(_nothing()),
+    }
+
+
+async def _nothing() -> None:
+    """What a task runs in an event loop of its own."""
+
+
+def spoil(_: Context) -> None:
+    """Changes all of it, as if nobody came after."""
+    structlog.contextvars.bind_contextvars(customer="acme")
+    os.environ["TOKEN"] = "secret"
+    os.environ.pop("HOME", None)
+    os.chdir("/")
+    os.umask(0o777)
+    locale.setlocale(locale.LC_ALL, "C")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 3600)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    sys.stdout = io.StringIO()
+    sys.excepthook = print
+    sys.path.insert(0, "/nowhere")
+    sys.setrecursionlimit(5000)
+    socket.setdefaulttimeout(1)
+    asyncio._set_running_loop(asyncio.new_event_loop())
+
+
+def log_by_all_ways(ctx: Context, secret: str) -> None:
+    ctx.log.warning("kept", password=secret)
+    structlog.get_logger("taskyard_worker.mine").warning("by structlog", password=secret)
+    logging.getLogger("by.stdlib").warning("by the standard library: amqp://u:%s@h", secret)
+
+
 DEEDS: Mapping[str, Callable[[Context], Any]] = {
     "pools": pools,
     "left pool": left_pool,
@@ -136,11 +249,17 @@ DEEDS: Mapping[str, Callable[[Context], Any]] = {
     "fork that speaks": spoken,
     "own handler": own_handler,
     "program": program(),
+    "look": look,
+    "spoil": spoil,
 }
 
 
 DEEDS_WITH: Mapping[str, Callable[[Context, Any], Any]] = {
     "spawned import": spawned_import,
+    "leave thread": leave_thread,
+    "speak": speak_for_itself,
+    "silence": silence,
+    "log": log_by_all_ways,
 }
 
 
@@ -178,6 +297,38 @@ async def beside(payload: Do, ctx: Context) -> int:
     return 200
 
 
+@handler("c.try")
+def try_(payload: Do, ctx: Context) -> None:
+    """Try to leave something of its own to all that come after."""
+    _try(payload.what, ctx)
+    time.sleep(0)
+
+
+@handler("c.atry")
+async def atry(payload: Do, ctx: Context) -> None:
+    """The same, among many at once."""
+    _try(payload.what, ctx)
+    await asyncio.sleep(0.001)
+    await asyncio.get_running_loop().run_in_executor(None, _try, payload.what, ctx)
+    await asyncio.to_thread(ctx.progress, 0.7, payload.what)
+    ctx.log.info(payload.what)
+
+
+def _try(words: str, ctx: Context) -> None:
+    structlog.contextvars.bind_contextvars(mine=words)
+    ctx.log.info(words)
+    ctx.progress(0.5, words)
+    threading.Thread(target=_late, args=(words, ctx), daemon=True).start()
+    logging_config()
+
+
+def _late(words: str, ctx: Context) -> None:
+    for _ in range(3):
+        ctx.progress(0.9, words)
+        ctx.log.info(words)
+        time.sleep(0.003)
+
+
 @handler("c.nothing")
 def nothing(payload: dict[str, Any]) -> None:
     """Do nothing."""
@@ -190,4 +341,4 @@ async def anothing(payload: dict[str, Any]) -> None:
 
 @hookimpl
 def taskyard_handlers() -> list[Any]:
-    return [do, ado, afork, beside, nothing, anothing]
+    return [do, ado, afork, beside, nothing, anothing, try_, atry]
