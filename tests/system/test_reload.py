@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -57,7 +58,7 @@ def live() -> Iterator[tuple[Live, Up]]:
     with tempfile.TemporaryDirectory(prefix="ty-up-", dir="/tmp", ignore_cleanup_errors=True) as made:
         plugin = Live(Path(made))
         path = os.pathsep.join(filter(None, [str(plugin.folder), os.environ.get("PYTHONPATH")]))
-        up = Up(Path(made), "--reload", PYTHONPATH=path, TASKYARD_PLUGINS__ONLY='["live"]')
+        up = Up(Path(made), "--reload", PYTHONPATH=path, TASKYARD_PLUGINS__ONLY='["demo", "live", "log"]')
         try:
             yield plugin, up.until_ready()
         finally:
@@ -102,11 +103,53 @@ def test_the_new_code_answers_and_no_task_is_lost(live: tuple[Live, Up]) -> None
     assert {end["result"] for end in ends} == {1, 2}
     until(lambda: "ready again, with the new code" in up.said(), PATIENCE, up.said())
 
-    plugin.write("VERSION = 3 +" + SOURCE)
+
+@pytest.mark.timeout(900)
+def test_no_save_takes_the_service_down_and_the_next_good_one_heals(live: tuple[Live, Up]) -> None:
+    plugin, up = live
+    module, metadata, toml = plugin.folder / "live_plugin.py", plugin.folder / "live-1.0.dist-info" / "METADATA", up.folder / "taskyard.toml"
+    whole = metadata.read_text()
+
+    def refused(break_it: Callable[[], object], told: str) -> None:
+        """No role would start with it: the old code runs on, in the same processes."""
+        before, said = up.child("taskyard serve").pid, len(up.said())
+        break_it()
+        until(lambda: "so the old code runs on" in up.said()[said:] and told in up.said()[said:], PATIENCE, f"{told}: {up.said()}")
+        assert up.child("taskyard serve").pid == before
+        assert _result(up) in range(1, 10)
+
+    def failed(break_it: Callable[[], object], told: str) -> None:
+        """The plugin is marked as failed, and all else is there."""
+        said = len(up.said())
+        break_it()
+        until(lambda: _state(up) == "failed", PATIENCE, up.said())
+        assert re.search(told, up.said()[said:]), up.said()
+
+    def healed(version: int, mend: Callable[[], object] = lambda: None) -> None:
+        mend()
+        plugin.write(f"VERSION = {version}" + SOURCE)
+        until(lambda: _state(up) == "enabled" and _result(up) == version, PATIENCE, up.said())
+
+    refused(lambda: plugin.write("VERSION = 1" + SOURCE.replace("live.which", "demo.echo")), "Two plugins claim the task type 'demo.echo'")
+    refused(lambda: plugin.write("import os; os._exit(3)"), "The process that loaded it ended with status 3")
+    healed(2)
+    failed(lambda: plugin.write("VERSION = 3 +" + SOURCE), r"live has failed: SyntaxError: .*live_plugin.py:1")
+    healed(3)
+    failed(module.unlink, r"live has failed: ModuleNotFoundError")
+    healed(4)
+    failed(lambda: plugin.write("from live_helpers import gone" + SOURCE), r"No module named 'live_helpers', at .*live_plugin.py:1")
+    healed(5)
+    refused(lambda: toml.write_text("[plugins.live\n"), "not valid TOML")
+    refused(lambda: toml.write_text("[[routes]]\nname = 'a'\nnotifier = 'lgo'\nevents = ['task.failed']\n"), "Did you mean 'log'?")
+    healed(6, toml.unlink)
+    metadata.write_text("")
+    plugin.write("VERSION = 7" + SOURCE)
     until(lambda: _state(up) == "failed", PATIENCE, up.said())
-    plugin.write("VERSION = 4" + SOURCE)
-    until(lambda: _state(up) == "enabled", PATIENCE, up.said())
-    assert _end(up, until(lambda: _submit(up, 0.0), PATIENCE))["result"] == 4
+    healed(8, lambda: metadata.write_text(whole))
+
+
+def _result(up: Up) -> object:
+    return _end(up, until(lambda: _submit(up, 0.0), PATIENCE))["result"]
 
 
 def _state(up: Up) -> str:

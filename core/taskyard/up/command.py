@@ -21,12 +21,15 @@ from taskyard.stopping import budget
 from taskyard.up.output import Output
 from taskyard.up.parts import Embedded, Role
 from taskyard.up.plan import Plan, child_environment, make_plan, taskyard_command
+from taskyard.up.preflight import Preflight, fly
 from taskyard.up.readiness import clock, first_task, until_ready
-from taskyard.up.reload import Renew, Sources, watch, watched_sources
+from taskyard.up.reload import Renew, Sources, Stamps, Try, watch, watched_sources
 from taskyard.up.supervisor import Supervisor
 
 # Seconds beyond its own budget that a role gets to stop before it is killed; and those of the migrations.
 _BEYOND, _MIGRATION_GRACE = 3.0, 10.0
+# Seconds that loading all plugins may take, beyond those of one that hangs.
+_LOADING = 60.0
 
 
 def up(
@@ -47,12 +50,13 @@ async def _run(plan: Plan, settings: Settings, sources: Sources | None) -> int:
     output = Output(sys.stderr, width=max(map(len, ("up", "postgres", *plan.roles()))), json_lines=plan.json_logs)
     supervisor = Supervisor(output)
     supervisor.listen()
+    written = sources.stamps() if sources else {}
     try:
         starting = asyncio.ensure_future(_start(plan, settings, supervisor, output))
         asked = asyncio.ensure_future(supervisor.wait())
         await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
-            await _until_asked(asked, starting.result(), sources, output)
+            await _until_asked(asked, *starting.result(), sources, written, output)
         starting.cancel()
         await asyncio.wait([starting])
     finally:
@@ -62,9 +66,9 @@ async def _run(plan: Plan, settings: Settings, sources: Sources | None) -> int:
     return int(supervisor.failed)
 
 
-async def _until_asked(asked: asyncio.Future[None], renew: Renew, sources: Sources | None, output: Output) -> None:
+async def _until_asked(asked: asyncio.Future[None], try_it: Try, renew: Renew, sources: Sources | None, written: Stamps, output: Output) -> None:
     """Wait until somebody asks for the end, and renew the roles meanwhile when the sources change."""
-    watching = asyncio.ensure_future(watch(sources, renew, output)) if sources else None
+    watching = asyncio.ensure_future(watch(sources, written, try_it, renew, output)) if sources else None
     await asyncio.wait([each for each in (asked, watching) if each], return_when=asyncio.FIRST_COMPLETED)
     if watching:
         if watching.done():
@@ -73,8 +77,8 @@ async def _until_asked(asked: asyncio.Future[None], renew: Renew, sources: Sourc
         await asyncio.wait([watching])
 
 
-async def _start(plan: Plan, settings: Settings, supervisor: Supervisor, output: Output) -> Renew:
-    """Start everything; what is answered restarts the roles."""
+async def _start(plan: Plan, settings: Settings, supervisor: Supervisor, output: Output) -> tuple[Try, Renew]:
+    """Start everything; what is answered tries whether the roles would start again, and restarts them."""
     urls = await _start_embedded(plan, supervisor)
     environment = child_environment(os.environ, urls)
     database = DatabaseSettings(url=SecretStr(urls["DATABASE_URL"])) if plan.embed_postgres else settings.database
@@ -86,12 +90,15 @@ async def _start(plan: Plan, settings: Settings, supervisor: Supervisor, output:
     supervisor.ready()
     await _greet(plan, database)
 
+    async def try_it() -> Preflight:
+        return await fly(plan.host, plan.port, environment, 2 * settings.plugins.import_timeout + _LOADING)
+
     async def renew() -> None:
         since = await asyncio.to_thread(clock, database)
         supervisor.restart(*plan.roles())
         await until_ready(plan.url, database, since=since, workers=plan.workers)
 
-    return renew
+    return try_it, renew
 
 
 async def _start_embedded(plan: Plan, supervisor: Supervisor) -> dict[str, str]:
