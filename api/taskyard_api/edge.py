@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from taskyard.metrics import Tally
 from taskyard_api.draining import Draining
 from taskyard_api.errors import BodyTooSlow, TooLarge
-from taskyard_api.problems import INTERNAL, MEDIA_TYPE, internal
+from taskyard_api.problems import INTERNAL, MEDIA_TYPE, internal, stopping
 from taskyard_api.sse import HEAD
 from taskyard_api.watch import ROUTED, Watch
 
@@ -89,6 +89,13 @@ class Edge:
 
         try:
             await self._app(scope, counted(scope, body.receive, self._limit), answer)
+        except asyncio.CancelledError:
+            # The server stops and waits no longer. It would answer 500 for what it has cancelled.
+            if started or not self._draining.begun:
+                raise
+            # There is no time to read on, either.
+            body.unread = False
+            await stopping(scope["taskyard.path"])(scope, body.receive, answer)
         except ClientDisconnect:
             # It left before its body was here: nobody is to be answered, and nothing is wrong.
             watch.status = GONE

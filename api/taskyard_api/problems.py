@@ -56,6 +56,7 @@ class Kind:
 
 
 INTERNAL = Kind("internal", 500, "Something went wrong here")
+STOPPING = Kind("unavailable", 503, "The service is stopping")
 NOT_FOUND = Kind("not-found", 404, "Not found")
 INVALID = Kind("invalid-request", 422, "The request is not as expected")
 KINDS: Mapping[type[Exception], Kind] = {
@@ -132,6 +133,12 @@ def told(error: TaskyardError, instance: str) -> dict[str, Any]:
 def internal(id: str, instance: str) -> dict[str, Any]:
     """The problem document of a fault that nobody has foreseen; the log has more under the id."""
     return document(INTERNAL, f"This is a fault of the service. Its log has more under the id {id}.", instance, id=id)
+
+
+def stopping(instance: str) -> Response:
+    """The answer to a request that a stop has ended."""
+    detail = "The service stops, and this took too long to wait for. It may have been done all the same."
+    return problem(STOPPING, detail, instance, {"Retry-After": RETRY_AFTER})
 
 
 def kind_of(error: TaskyardError) -> Kind:
