@@ -6,14 +6,16 @@ at a time: nothing of it waits in memory, and no statement is long.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from taskyard import feed
 from taskyard.errors import InvalidInput
+from taskyard.retrying import transaction
 from taskyard.routes import WANTS, known
 
 #: Ids are drawn in the order of time, but for the length of the transactions that draw them. None is longer than this.
@@ -63,13 +65,16 @@ def replay(engine: Engine, route: str, since: datetime, until: datetime, *, dry_
         first, last = first_event(connection, since) - 1, feed.drawn(connection)
     after, read, sent = first, 0, 0
     while after < last:
-        with engine.begin() as connection:
-            connection.execute(_LOCK, {"route": route})
-            values = {"route": route, "after": after, "upto": last, "since": since, "until": until, "limit": batch}
-            row = connection.execute(_DRY if dry_run else _SEND, values).one()
+        values = {"route": route, "after": after, "upto": last, "since": since, "until": until, "limit": batch}
+        row = transaction(engine, _send, values, dry_run=dry_run)
         read, sent = read + row.read, sent + row.sent
         after = row.last if row.read == batch else last
         yield Progress(read, sent, (after - first) / (last - first))
+
+
+def _send(connection: Connection, values: Mapping[str, Any], *, dry_run: bool) -> Row[Any]:
+    connection.execute(_LOCK, {"route": values["route"]})
+    return connection.execute(_DRY if dry_run else _SEND, values).one()
 
 
 def first_event(connection: Connection, since: datetime) -> int:

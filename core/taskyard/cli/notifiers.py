@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic_core import PydanticCustomError
@@ -15,6 +15,9 @@ from taskyard.cli.output import AsJson, say, write_json, write_table
 from taskyard.cli.rest import Key, ProfileName, Url, connect
 from taskyard.cli.trial import send_test
 from taskyard.validation import parse_instant
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 app = typer.Typer(help="Look at notifiers and routes, try them, and send past events to one.", no_args_is_help=True)
 app.command("test")(send_test)
@@ -55,11 +58,16 @@ def _route(state: dict[str, str]) -> str:
 def enable(route: Annotated[str, typer.Argument(help="The route's name.", metavar="ROUTE")], data_dir: DataDir = HERE) -> None:
     """Switch a route on again whose receiver answered that it wants no more. What died meanwhile: `taskyard deliveries redeliver`."""
     from taskyard import audit, routes  # Here, not above: the other commands need no database.
+    from taskyard.retrying import transaction
 
-    with opened(data_dir, "enable") as engine, engine.begin() as connection:
+    def switch_on(connection: Connection) -> bool:
         was_off = routes.enable(connection, route)
         if was_off:
             audit.record(connection, audit.Actor.at_command_line(), "route.enable", route)
+        return was_off
+
+    with opened(data_dir, "enable") as engine:
+        was_off = transaction(engine, switch_on)
     say(f"The route {route!r} is on again." if was_off else f"The route {route!r} was on already.")
 
 
@@ -78,14 +86,17 @@ def replay(
     """
     from taskyard import audit, routes  # Here, not above: the other commands need no database.
     from taskyard.replay import Progress, replay
+    from taskyard.retrying import transaction
+
+    def record(connection: Connection) -> None:
+        routes.known(connection, route)
+        asked = f"{route}: events from {since.isoformat()} to {until.isoformat() if until else 'now'}"
+        audit.record(connection, audit.Actor.at_command_line(), "route.replay", asked)
 
     done, told = Progress(0, 0, 1.0), time.monotonic()
     with opened(data_dir, "replay") as engine:
         if not dry_run:
-            with engine.begin() as connection:
-                routes.known(connection, route)
-                asked = f"{route}: events from {since.isoformat()} to {until.isoformat() if until else 'now'}"
-                audit.record(connection, audit.Actor.at_command_line(), "route.replay", asked)
+            transaction(engine, record)
         for done in replay(engine, route, since, until or datetime.now(UTC), dry_run=dry_run):
             if time.monotonic() - told > TELL_EVERY:
                 told = time.monotonic()

@@ -59,9 +59,10 @@ def _record(settings: Settings, target: str) -> None:
     try:
         from taskyard import audit
         from taskyard.cli.database import connected
+        from taskyard.retrying import transaction
 
-        with connected(settings.database, "test") as engine, engine.begin() as connection:
-            audit.record(connection, audit.Actor.at_command_line(), "route.test", target)
+        with connected(settings.database, "test") as engine:
+            transaction(engine, audit.record, audit.Actor.at_command_line(), "route.test", target)
     except (TaskyardError, ModuleNotFoundError) as error:
         say(f"The audit has no entry of this test: {error}")
 

@@ -336,14 +336,17 @@ class Dispatcher:
         if (now := time.monotonic()) < self._purge_at:
             return
         self._purge_at = now + PURGE_EVERY
-        with self._engine.begin() as connection:
-            gone = idempotency.purge(connection, self._settings.api.idempotency_period, BATCH)
-            if self._settings.retention.system is not None:
-                gone = max(gone, retention.purge_system(connection, self._settings.retention.system, BATCH))
-            if self._settings.retention.audit is not None:
-                gone = max(gone, audit.purge(connection, self._settings.retention.audit, BATCH))
+        gone = transaction(self._engine, self._purge_others)
         if not self._purge_tasks(now + PURGE_FOR) or gone == BATCH:
             self._purge_at = now + PURGE_AGAIN
+
+    def _purge_others(self, connection: Connection) -> int:
+        gone, kept = idempotency.purge(connection, self._settings.api.idempotency_period, BATCH), self._settings.retention
+        if kept.system is not None:
+            gone = max(gone, retention.purge_system(connection, kept.system, BATCH))
+        if kept.audit is not None:
+            gone = max(gone, audit.purge(connection, kept.audit, BATCH))
+        return gone
 
     def _purge_tasks(self, until: float) -> bool:
         """Delete what retention does not keep, a page and a commit at a time, for a moment. False: there is more to look at."""
@@ -352,9 +355,7 @@ class Dispatcher:
                 self._round = retention.Round(connection, self._settings.retention.model_dump())
         deleted: Counter[str] = Counter()
         while not self._round.done and not self._stopping and time.monotonic() < until:
-            with self._engine.begin() as connection:
-                connection.execute(PURGE_TIMEOUT)
-                status, gone = self._round.purge(connection, PURGE_BATCH)
+            status, gone = transaction(self._engine, _purge_page, self._round)
             deleted[status] += gone
         for status, gone in (+deleted).items():
             self._tally.count(metrics.PURGED, status, by=gone)
@@ -508,3 +509,8 @@ class Dispatcher:
         self._broker_back_at = time.monotonic() + wait
         self._windows.clear()
         log.warning("dispatcher.broker_away", error=str(error), seconds=round(wait, 1))
+
+
+def _purge_page(connection: Connection, walk: retention.Round) -> tuple[str, int]:
+    connection.execute(PURGE_TIMEOUT)
+    return walk.purge(connection, PURGE_BATCH)

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from taskyard import dispatchers
 from taskyard.database_errors import driver_words
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
+from taskyard.retrying import transaction
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +45,7 @@ class Presence:
 
     def beat(self) -> None:
         """Write the row."""
-        with self._engine.begin() as connection:
-            dispatchers.beat(connection, self._id, socket.gethostname(), self.broker_error)
+        transaction(self._engine, dispatchers.beat, self._id, socket.gethostname(), self.broker_error)
         self._due_at = time.monotonic() + dispatchers.BEAT_EVERY
 
     def broker_is_away(self, error: BrokerAway) -> None:
@@ -64,7 +64,6 @@ class Presence:
     def leave(self) -> None:
         """The dispatcher stops. A row that stays is silent soon."""
         try:
-            with self._engine.begin() as connection:
-                dispatchers.leave(connection, self._id)
+            transaction(self._engine, dispatchers.leave, self._id)
         except Exception as error:
             log.warning("dispatcher.not_forgotten", error=driver_words(error))
