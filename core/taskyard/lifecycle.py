@@ -365,7 +365,9 @@ class OverduePage:
     last: tuple[str, UUID] | None
 
 
-_IS_OVERDUE = "status = 'running' AND EXTRACT(epoch FROM now() - started_at) > timeout + :slack"
+# A machine that sleeps stops its runs and their timers, and not the database's clock.
+_IS_OVERDUE = """status = 'running' AND EXTRACT(epoch FROM now() - started_at)
+    > timeout + :slack + CASE WHEN started_at < now() - :awake * interval '1 second' THEN CAST(:slept AS float8) ELSE 0 END"""
 _OVERDUE = text(
     f"""
 WITH page AS MATERIALIZED (
@@ -392,15 +394,20 @@ WITH stuck AS MATERIALIZED (
 )
 
 
-def overdue(connection: Connection, after: tuple[str, UUID], slack: float, limit: int) -> OverduePage:
-    """Which of the next ``limit`` live tasks, by (namespace, id), run ``slack`` seconds past their timeout or longer."""
-    row = connection.execute(_OVERDUE, {"namespace": after[0], "after": after[1], "slack": slack, "limit": limit}).one()
+def overdue(connection: Connection, after: tuple[str, UUID], slack: float, limit: int, slept: float = 0.0, awake: float = 0.0) -> OverduePage:
+    """Which of the next ``limit`` live tasks, by (namespace, id), run ``slack`` seconds past their timeout or longer.
+
+    Those that ran already ``awake`` seconds ago have ``slept`` seconds more: this machine slept so long until then.
+    """
+    values = {"namespace": after[0], "after": after[1], "slack": slack, "limit": limit, "slept": slept, "awake": awake}
+    row = connection.execute(_OVERDUE, values).one()
     return OverduePage(list(row.ids), (row.namespace, row.last) if row.read == limit else None)
 
 
-def reap_overdue(connection: Connection, ids: Sequence[UUID], slack: float, max_lost: int) -> list[RowMapping]:
-    """Put those of these tasks back in line that are still overdue, as lost: whether they had any effect, nobody knows."""
-    return list(connection.execute(_REAP_OVERDUE, {"ids": list(ids), "slack": slack, "max_lost": max_lost}).mappings())
+def reap_overdue(connection: Connection, ids: Sequence[UUID], slack: float, max_lost: int, slept: float = 0.0, awake: float = 0.0) -> list[RowMapping]:
+    """Put those of these tasks back in line that are still overdue, as lost: whether they had any effect, nobody knows. See :func:`overdue`."""
+    values = {"ids": list(ids), "slack": slack, "max_lost": max_lost, "slept": slept, "awake": awake}
+    return list(connection.execute(_REAP_OVERDUE, values).mappings())
 
 
 # --- the worker's verbs -------------------------------------------------------------------------------------------------

@@ -77,6 +77,23 @@ def test_no_setting_takes_a_run_away_while_its_worker_may_still_be_ending_it(lif
     assert life.status(ending) == "running"
 
 
+def test_a_run_gets_the_time_that_the_machine_slept_and_one_that_began_afterwards_does_not(life: Life) -> None:
+    """Ten minutes of sleep, with the dispatcher: neither the worker nor the run's timer went on meanwhile."""
+    monotonic, since_boot = Clock(), Clock()
+    rounds = Overdue(Settings(dispatch=DispatchSettings(overdue_after=SLACK, max_lost=MAX_LOST)), monotonic, since_boot)
+    slept = _since(life, life.running(timeout=10.0), 10 + 600 + SLACK - 60)
+    since_boot.now += 600
+    assert _reaped(life, rounds) == set()
+    for clock in (monotonic, since_boot):
+        clock.now += ROUND_EVERY + 400
+    began_later = _since(life, life.running(timeout=10.0), 10 + SLACK + 60)
+    assert _reaped(life, rounds) == {began_later}
+    for clock in (monotonic, since_boot):
+        clock.now += ROUND_EVERY
+    _since(life, slept, 10 + 600 + SLACK + 60)
+    assert _reaped(life, rounds) == {slept}, "it has had its time"
+
+
 @pytest.mark.parametrize("status", ["scheduled", "pending", "queued", "held", "succeeded", "failed"])
 def test_only_what_runs_can_be_overdue(life: Life, status: str) -> None:
     task = _since(life, life.in_status(status, timeout=1.0), 3600)
