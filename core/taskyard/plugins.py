@@ -17,6 +17,7 @@ from taskyard.distributions import broken, first_by_name, hide_unreadable
 from taskyard.distributions import entry_points as installed
 from taskyard.errors import ConfigurationError, IncompatiblePlugin, PluginConflict, UnknownTaskType
 from taskyard.handlers import Handler
+from taskyard.import_watch import import_watched
 from taskyard.lifespans import Lifespan, check_resources, read_lifespans
 from taskyard.modelinfo import Key, sentences
 from taskyard.notifiers import Notifier, check_notifier, is_for_operators_only
@@ -53,6 +54,8 @@ class Plugin:
     exposes: str | None = None
     #: What its handlers share in a process, as its hook ``taskyard_lifespan`` says.
     lifespans: list[Lifespan] = field(default_factory=list)
+    #: Threads that its import has started, as sentences: they are dead in the processes that run handlers.
+    threads: list[str] = field(default_factory=list)
 
     @property
     def failure(self) -> str | None:
@@ -227,7 +230,7 @@ def _load_within(seconds: float, plugin: Plugin, entry: importlib_metadata.Entry
     """Load one plugin; whatever it raises becomes its reason. SystemExit and its like too: a plugin must not end the host."""
     tracebacks.show_frames_of(entry.module)
     try:
-        with limited(seconds):
+        with limited(seconds), import_watched(plugin.name, entry.module, plugin.threads):
             _load(plugin, entry, manager, options)
         return
     except KeyboardInterrupt:

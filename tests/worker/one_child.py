@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,11 +56,11 @@ class OneChild:
         self.strays: list[dict[str, Any]] = []
         self._open: dict[int, Ended] = {}
 
-    def start(self, type_: str, payload: Mapping[str, Any] | None = None, *, namespace: str = "default") -> int:
+    def start(self, type_: str, payload: Any = None, *, namespace: str = "default") -> int:
         """Give it a job, and get the job's key."""
         key = next(self._keys)
         # As a claim's row; what it has no value for here is empty.
-        row: Any = defaultdict(lambda: None, id=uuid.uuid4(), type=type_, namespace=namespace, payload=json.dumps(payload or {}))
+        row: Any = defaultdict(lambda: None, id=uuid.uuid4(), type=type_, namespace=namespace, payload=json.dumps({} if payload is None else payload))
         row |= {"attempt": 1, "fence": 1, "max_attempts": 1, "tags": [], "metadata": "{}", "started": time.time(), "timeout": 600.0}
         job = runner._job(row, key, clock.now() + 600)
         self._open[key] = Ended({})
@@ -73,7 +73,7 @@ class OneChild:
             self.hear()
         return self.ended[key]
 
-    def run(self, type_: str, payload: Mapping[str, Any] | None = None, *, namespace: str = "default") -> Ended:
+    def run(self, type_: str, payload: Any = None, *, namespace: str = "default") -> Ended:
         """Run one job."""
         return self.wait(self.start(type_, payload, namespace=namespace))
 

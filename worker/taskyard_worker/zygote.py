@@ -14,11 +14,16 @@ import socket
 import sys
 from contextlib import suppress
 
+import structlog
+
 from taskyard import failpoints, logs
 from taskyard.collector import spare_what_is_loaded
+from taskyard.import_watch import DEAD_THREADS
 from taskyard.plugins import Registry, load_plugins_for
 from taskyard.settings import Settings, load_settings
 from taskyard_worker import child, wire
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> None:
@@ -31,6 +36,9 @@ def main() -> None:
     logs.configure_role(settings)
     failpoints.arm()
     registry = load_plugins_for(settings)
+    for plugin in registry.plugins:
+        for thread in plugin.threads:
+            log.warning("plugin.thread_at_import", plugin=plugin.name, problem=thread, consequence=DEAD_THREADS)
     spare_what_is_loaded(young=None)
     channel.sendall(wire.pack({"ready": True}))
     wake_in, wake_out = os.pipe()

@@ -18,6 +18,7 @@ from typing import Any
 import importlib_metadata
 
 from taskyard.handlers import Handler
+from taskyard.import_watch import DEAD_THREADS
 from taskyard.plugins import GROUP, Plugin, conflicts, load_each, load_plugins
 from taskyard.pythons import python
 from taskyard.settings import PluginSettings
@@ -57,6 +58,7 @@ def main() -> None:
     entries = list(importlib_metadata.entry_points(group=GROUP))
     (plugin,) = load_plugins(options={name: asked["options"]}, entry_points=[entry for entry in entries if entry.name == name]).plugins
     problems = [problem for handler in plugin.handlers if (problem := _not_importable(handler))]
+    problems += [f"{thread}: {DEAD_THREADS}." for thread in plugin.threads]
     taken = [] if plugin.state == "failed" else _taken(plugin, [entry for entry in entries if entry.name != name], asked)
     told = {"reason": plugin.failure, "types": [handler.type for handler in plugin.handlers], "problems": problems, "taken": taken}
     sys.stdout.write("\n" + json.dumps(told))
