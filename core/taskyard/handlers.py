@@ -15,11 +15,12 @@ from typing import Any, Concatenate, Generic, Protocol, TypeVar, Unpack, overloa
 from uuid import UUID
 
 import uuid_utils.compat as uuid7
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from typing_extensions import TypeVar as DefaultTypeVar
 
 from taskyard.errors import Interrupted, InvalidHandler, Outcome, TaskCancelled
 from taskyard.functions import is_async, unwrapped
+from taskyard.payloads import payload_json
 from taskyard.schemas import schema_of
 from taskyard.signatures import read_signature
 from taskyard.storable import find_unstorable_json, storable_text
@@ -185,8 +186,7 @@ class Context(Generic[ConfigT]):
             UnknownTaskType, InvalidInput: it can't be submitted; a handler that lets this through has failed as ``invalid-submission``.
         """
         name = type.type if isinstance(type, Handler) else type
-        body = payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else payload
-        child = Submission(uuid7.uuid7(), name, body, in_process(options))
+        child = Submission(uuid7.uuid7(), name, payload_json(payload), in_process(options))
         if self._check is not None:
             child = replace(child, row=self._check(child))
         self.submissions.append(child)

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from taskyard import storable, subscriptions
 from taskyard.errors import InvalidInput, UnknownTaskType
 from taskyard.handlers import MAX_DELAY, QUEUE_PATTERN, Handler
+from taskyard.payloads import makes_defaults, with_made_defaults
 from taskyard.plugins import Registry
 from taskyard.queue_names import AllowedQueues
 from taskyard.records import NewTask
@@ -95,7 +96,8 @@ def prepare(
     """Validate one task and fill in its handler's defaults. ``fields`` holds JSON values, as in "Task in".
 
     The payload is checked against the handler's model, as strictly as its JSON Schema says (a "1" is no number), and kept as it was sent: a
-    handler's next version may read more of it than this one. ``notifiers`` are those that ``notify`` may name, ``queues`` those that ``queue`` may
+    handler's next version may read more of it than this one. Only values that a ``default_factory`` makes are added, such as a new UUID, so that
+    all attempts have the same. ``notifiers`` are those that ``notify`` may name, ``queues`` those that ``queue`` may
     (None: any).
 
     Raises:
@@ -109,19 +111,21 @@ def prepare(
     handler = registry.handler(type_) if isinstance(type_, str) else None
     problems: list[tuple[str, str]] = []
     task: TaskIn | None = None
+    payload: Any = None
     try:
         task = TaskIn.model_validate(sent)
     except ValidationError as error:
         problems += problems_of(error, sent, TaskIn.model_fields)
     if handler is not None and "payload" in sent:
-        problems += _payload_problems(handler, sent["payload"])
+        wrong, payload = _read_payload(handler, sent["payload"])
+        problems += wrong
     if task is not None and task.notify:
         problems += subscriptions.problems(registry, notifiers, task.notify)
     if task is not None and task.queue is not None and queues is not None and (refused := queues.problem(task.queue)):
         problems.append(("/queue", refused))
     if problems or task is None or handler is None:
         raise InvalidInput("The task is not as expected.", problems)
-    return _with_defaults(task, handler, namespace, id or uuid7.uuid7(), parent_id)
+    return _with_defaults(task, payload, handler, namespace, id or uuid7.uuid7(), parent_id)
 
 
 def prepare_all(
@@ -163,30 +167,31 @@ def prepare_all(
         raise first
 
 
-def _payload_problems(handler: Handler[Any, Any], payload: Any) -> list[tuple[str, str]]:
+def _read_payload(handler: Handler[Any, Any], payload: Any) -> tuple[list[tuple[str, str]], Any]:
+    """What is wrong with a payload, and the payload as it is stored."""
     try:
         sent = storable.to_json(payload)
     except (TypeError, ValueError) as error:
-        return [("/payload", f"not JSON: {error}")]
+        return [("/payload", f"not JSON: {error}")], None
     if excess := storable.find_excess(payload, sent):
-        return [(f"/payload{excess[0]}", excess[1])]
+        return [(f"/payload{excess[0]}", excess[1])], None
     try:
-        handler.payload.validate_json(sent, strict=True)
+        read = handler.payload.validate_json(sent, strict=True)
     except ValidationError as error:
-        return problems_of(error, payload, handler.payload_schema().get("properties", ()), "/payload")
+        return problems_of(error, payload, handler.payload_schema().get("properties", ()), "/payload"), None
     except Exception as error:
         # A validator may raise anything. What its handler could not read either is not accepted.
         log.exception("payload.validator_failed", type=handler.type)
-        return [("/payload", f"its validator raised {type(error).__name__}")]
-    return []
+        return [("/payload", f"its validator raised {type(error).__name__}")], None
+    return [], with_made_defaults(read, payload) if makes_defaults(handler.payload) else payload
 
 
-def _with_defaults(task: TaskIn, handler: Handler[Any, Any], namespace: str, id: UUID, parent_id: UUID | None) -> NewTask:
+def _with_defaults(task: TaskIn, payload: Any, handler: Handler[Any, Any], namespace: str, id: UUID, parent_id: UUID | None) -> NewTask:
     return NewTask(
         id=id,
         # As it was sent, also if that is an alias: while versions are mixed, it is the one name that all workers know.
         type=task.type,
-        payload=task.payload,
+        payload=payload,
         queue=handler.queue if task.queue is None else task.queue,
         lane=handler.lane,
         priority=handler.priority if task.priority is None else task.priority,

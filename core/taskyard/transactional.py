@@ -12,10 +12,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 from uuid import UUID
 
-from pydantic import BaseModel
-
 from taskyard.errors import ConfigurationError, Unavailable, UniqueConflict
 from taskyard.handlers import Handler
+from taskyard.payloads import payload_json
 from taskyard.task_options import Options, in_process
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def _prepare(type: str | Handler[Any, Any], payload: Any, namespace: str, regist
 
     fields: dict[str, Any] = {
         "type": type.type if isinstance(type, Handler) else type,
-        "payload": payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else payload,
+        "payload": payload_json(payload),
         **in_process(options),
     }
     return prepare(registry or _installed(), fields, namespace=namespace)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from taskyard import Context, Handler, handler, hookimpl
+from taskyard import Context, Handler, Retry, RetryLater, handler, hookimpl
 
 
 def witness(*words: object) -> None:
@@ -129,6 +130,19 @@ def deadly_sync(payload: None, deadly: Deadly) -> int:
     return 1
 
 
+class Order(BaseModel):
+    id: uuid.UUID = Field(default_factory=uuid.uuid4)
+
+
+@handler("s.twice", retry=Retry(max_attempts=2))
+def twice(payload: Order, ctx: Context) -> uuid.UUID:
+    """Ask for a second attempt."""
+    witness("twice", ctx.attempt, payload.id)
+    if ctx.attempt == 1:
+        raise RetryLater(delay=0)
+    return payload.id
+
+
 @handler("s.plain")
 def plain(payload: None) -> int:
     """Need nothing."""
@@ -137,7 +151,7 @@ def plain(payload: None) -> int:
 
 @hookimpl
 def taskyard_handlers() -> list[Handler[Any, Any]]:
-    return [in_loop, in_process, together, fragile_sync, fragile_async, slow, deadly_sync, plain]
+    return [in_loop, in_process, together, fragile_sync, fragile_async, slow, deadly_sync, twice, plain]
 
 
 @hookimpl

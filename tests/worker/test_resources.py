@@ -116,3 +116,9 @@ def test_a_process_that_dies_while_a_lifespan_starts_loses_no_task(shared: Stack
     (shared.folder / "deadly").unlink()
     assert _results(shared, [deadly]) == [1]
     assert shared.task(deadly)["lost"] == 0
+
+
+def test_a_default_that_a_factory_makes_is_the_same_in_every_attempt(shared: Stack) -> None:
+    done = shared.wait(shared.submit("s.twice", {}))
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    assert [line[3] for line in shared.witnessed("twice")] == [done["result"], done["result"]]

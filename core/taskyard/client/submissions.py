@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
-from pydantic import BaseModel
-
 from taskyard.errors import InvalidInput
 from taskyard.handlers import Handler
+from taskyard.payloads import payload_json
 from taskyard.task_options import Options, Time, plain
 
 P = TypeVar("P")
@@ -79,13 +78,7 @@ class New(Generic[R_co]):
 
     def body(self) -> dict[str, Any]:
         """It, as it is sent."""
-        return {"type": self.type, "payload": self._json(), **self.options}
-
-    def _json(self) -> Any:
-        if self.handler is not None:
-            # What is not of the handler's type goes as it is: the service names each place that is wrong.
-            return self.handler.payload.dump_python(self.payload, mode="json", by_alias=True, warnings=False)
-        return self.payload.model_dump(mode="json", by_alias=True) if isinstance(self.payload, BaseModel) else self.payload
+        return {"type": self.type, "payload": payload_json(self.payload), **self.options}
 
 
 def handler_of(type: Handler[Any, Any] | str | None) -> Handler[Any, Any] | None:

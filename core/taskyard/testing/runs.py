@@ -19,6 +19,7 @@ from taskyard.errors import InvalidInput, LifespanFailed, Outcome, RetryLater, T
 from taskyard.handlers import Context, Handler, Submission
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check_notifier
 from taskyard.outcomes import Ending, ending_of, timed_out
+from taskyard.payloads import payload_json
 from taskyard.storable import escape_pointer
 from taskyard.testing.calling import Callee, TimeIsUp, callee
 from taskyard.testing.recording import LogLine, recording_log
@@ -163,7 +164,7 @@ def _history(handler: Handler[Any, Any], ctx: Context, run: HandlerRun) -> list[
 
 
 def _as_text(payload: Any) -> str:
-    return payload.model_dump_json(by_alias=True) if isinstance(payload, BaseModel) else json.dumps(payload)
+    return json.dumps(payload_json(payload))
 
 
 def _validated(handler: Handler[Any, Any], payload: Any) -> Any:

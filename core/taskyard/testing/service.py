@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from pydantic import BaseModel
 
 from taskyard import pythons
 from taskyard.children import dying_with_us
 from taskyard.errors import TaskyardError
+from taskyard.payloads import payload_json
 
 #: What a Taskyard for tests must not read: it would work on the database that the developer's shell is set up for.
 _READ_BY_TASKYARD = ("TASKYARD_", "DATABASE_URL", "CELERY_", "POSTGRES_")
@@ -69,7 +69,7 @@ class RunningTaskyard:
         Raises:
             CallRefused: the payload does not fit (422), or there is no such type.
         """
-        fits = payload.model_dump(mode="json", by_alias=True) if isinstance(payload, BaseModel) else {} if payload is None else payload
+        fits = {} if payload is None else payload_json(payload)
         accepted: dict[str, Any] = self.call("POST", "tasks", {"type": type, "payload": fits, **options})
         return accepted
 
