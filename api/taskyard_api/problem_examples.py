@@ -9,6 +9,7 @@ from taskyard.errors import (
     IllegalTransition,
     InvalidInput,
     NotFound,
+    PluginFailed,
     TaskyardError,
     Unavailable,
     UniqueConflict,
@@ -61,6 +62,7 @@ SAMPLES: Mapping[type[TaskyardError], tuple[TaskyardError, str]] = {
     UnknownHost: (UnknownHost(["evil.example"]), _SUBMIT),
     RateLimited: (RateLimited("Too many wrong access keys came from this address.", 2), _SUBMIT),
     Unavailable: (Unavailable(), _SUBMIT),
+    PluginFailed: (PluginFailed("pages.fetch", "pages"), _SUBMIT),
 }
 
 

@@ -19,6 +19,7 @@ from taskyard.errors import (
     IllegalTransition,
     InvalidInput,
     NotFound,
+    PluginFailed,
     TaskyardError,
     Unavailable,
     UniqueConflict,
@@ -43,6 +44,8 @@ from taskyard_api.errors import (
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:taskyard:problem:"
 RETRY_AFTER = "2"
+#: Seconds after which a client may look whether a plugin has been mended. A person does that.
+MENDED_AFTER = "30"
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
@@ -77,6 +80,7 @@ KINDS: Mapping[type[Exception], Kind] = {
     ForeignPage: Kind("forbidden", 403, "The page may not do this"),
     UnknownHost: Kind("forbidden", 421, "The service has another name"),
     RateLimited: Kind("rate-limited", 429, "Too many requests"),
+    PluginFailed: Kind("unavailable", 503, "The plugin of this task type has failed"),
     Unavailable: Kind("unavailable", 503, "The service can't use its database now"),
 }
 
@@ -98,12 +102,15 @@ class Problem(BaseModel):
     instance: str
     errors: list[ProblemPart] | None = Field(None, description="With invalid-request and unknown-task-type, and with unique-conflict in a batch.")
     near: list[str] | None = Field(None, description="With unknown-task-type: installed types with a similar name.")
-    task_type: str | None = Field(None, description="With unknown-task-type: the type that was asked for, or the first of them in a batch.")
+    task_type: str | None = Field(
+        None, description="The type that was asked for, or the first in a batch: with unknown-task-type, and unavailable with a plugin."
+    )
     task_status: str | None = Field(None, description="With illegal-transition: the task's status.")
     delivery_status: str | None = Field(None, description="With illegal-transition: the delivery's status, where it is about one.")
     allowed: list[str] | None = Field(None, description="With illegal-transition: the verbs that the status allows.")
     task_id: str | None = Field(None, description="With unique-conflict: the task that has the key.")
     unique_key: str | None = Field(None, description="With unique-conflict: the key.")
+    plugin: str | None = Field(None, description="With unavailable: the plugin that has failed, if it is that.")
     version: int | None = Field(None, description="With version-conflict: the task's version now.")
     id: str | None = Field(None, description="With internal: what to look for in the service's log.")
 
@@ -162,6 +169,8 @@ async def on_taskyard_error(request: Request, error: Exception) -> Response:
 
 
 def _headers(error: TaskyardError) -> dict[str, str]:
+    if isinstance(error, PluginFailed):
+        return {"Retry-After": MENDED_AFTER}
     if isinstance(error, Unavailable):
         return {"Retry-After": RETRY_AFTER}
     if isinstance(error, RateLimited):
@@ -173,6 +182,8 @@ def _headers(error: TaskyardError) -> dict[str, str]:
 def _members(error: TaskyardError) -> dict[str, Any]:
     if isinstance(error, IllegalTransition):
         return {f"{error.subject}_status": error.status, "allowed": error.allowed}
+    if isinstance(error, PluginFailed):
+        return {"plugin": error.plugin, "task_type": error.type[:200]}
     if isinstance(error, VersionConflict):
         return {"version": error.version}
     if isinstance(error, UniqueConflict):

@@ -9,6 +9,7 @@ TaskyardError
 ├── UniqueConflict            a live task already has this unique_key
 ├── IdempotencyMismatch       an Idempotency-Key was used before, with another body
 ├── Unavailable               the database can't be reached now
+│   └── PluginFailed          the plugin that brings a task type is broken now
 ├── AddressRefused            an HTTP address is not one of the public internet's
 ├── ConfigurationError        a setting, a route or a plugin's options are wrong
 │   ├── PluginConflict        two plugins claim one name
@@ -49,13 +50,18 @@ class InvalidInput(TaskyardError):
 
 
 class UnknownTaskType(InvalidInput):
-    """No installed plugin brings this task type."""
+    """No installed plugin brings this task type. ``failed`` are the plugins that could not be loaded: one of them may."""
 
-    def __init__(self, type_: str, near: Sequence[str] = ()) -> None:
+    failed: Sequence[str] = ()
+
+    def __init__(self, type_: str, near: Sequence[str] = (), failed: Sequence[str] = ()) -> None:
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        if failed:
+            hint += f" Plugins that failed to load here, and may bring it: {', '.join(failed)}."
         super().__init__(f"No installed plugin brings the task type {type_[:200]!r}.{hint}", [("/type", "unknown task type")])
         self.type = type_
         self.near = tuple(near)
+        self.failed = tuple(failed)
 
 
 class NotFound(TaskyardError):
@@ -100,6 +106,17 @@ class IdempotencyMismatch(TaskyardError):
 
 class Unavailable(TaskyardError):
     """The database can't be reached now."""
+
+
+class PluginFailed(Unavailable):
+    """The plugin that brings this task type has failed to load. The task can be submitted once it is mended."""
+
+    def __init__(self, type_: str, plugin: str) -> None:
+        super().__init__(
+            f"The plugin {plugin!r}, which brings the task type {type_[:200]!r}, has failed to load on this service. Submit the task again once it is mended."
+        )
+        self.type = type_
+        self.plugin = plugin
 
 
 class AddressRefused(TaskyardError):

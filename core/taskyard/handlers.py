@@ -135,8 +135,8 @@ class Context(Generic[ConfigT]):
 
     ``(task_id, fence)`` names this run and no other: hand it to outside systems to make effects idempotent.
     ``attempt`` is the number that people see, ``max_attempts`` the last one. ``parent_id`` is the task whose handler submitted this one.
-    ``deadline`` is when the timeout ends the run. ``config`` is the plugin's configuration, typed where the annotation says its model:
-    ``ctx: Context[MyConfig]``.
+    ``deadline`` is when the timeout ends the run, ``soft_deadline`` when its handler's soft timeout interrupts it. ``config`` is the plugin's
+    configuration, typed where the annotation says its model: ``ctx: Context[MyConfig]``.
     """
 
     task_id: UUID
@@ -153,6 +153,7 @@ class Context(Generic[ConfigT]):
     namespace: str = "default"
     parent_id: UUID | None = None
     max_attempts: int = 1
+    soft_deadline: datetime | None = None
     _cancelled: bool = False
     _check: Callable[[Submission], str] | None = None
 
@@ -220,6 +221,8 @@ class Handler(Generic[P, R_co]):
     batch: int | None = None
     #: Further parameters of the function, each with the annotation of the resource that it gets: see :mod:`taskyard.lifespans`.
     resources: tuple[tuple[str, Any], ...] = ()
+    #: Seconds after which the function is interrupted once, and may tidy up.
+    soft_timeout: float | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -313,6 +316,7 @@ def handler(
     *,
     retry: Retry | None = None,
     timeout: float = 3600.0,
+    soft_timeout: float | None = None,
     queue: str = "default",
     priority: int = 5,
     bundle: int | None = None,
@@ -326,6 +330,7 @@ def handler(
     *,
     retry: Retry | None = None,
     timeout: float = 3600.0,
+    soft_timeout: float | None = None,
     queue: str = "default",
     priority: int = 5,
     aliases: Iterable[str] = (),
@@ -337,6 +342,7 @@ def handler(
     *,
     retry: Retry | None = None,
     timeout: float = 3600.0,
+    soft_timeout: float | None = None,
     queue: str = "default",
     priority: int = 5,
     bundle: int | None = None,
@@ -349,6 +355,9 @@ def handler(
     The first parameter is the payload, and its annotation is what payloads are validated against; a second one that is annotated
     :class:`Context` (or not at all) gets the context. Each further parameter gets the resource of its annotation's type, from the plugin's
     ``taskyard_lifespan``. The return annotation is the result's type. ``timeout`` is in seconds and ends the run.
+    With ``soft_timeout`` (seconds, below the timeout) an :class:`Interrupted` is raised in the function at that time, once: it may tidy up and
+    return, which is a success, or let it through, which counts as its timeout. A task that was submitted with another timeout has the same
+    part of it as its soft one.
     Without ``retry`` a failed run is not tried again (unless the task was submitted with ``max_attempts``).
     Short tasks travel through the broker together, as their measured time allows; ``bundle`` is a bound on how many, and 1
     turns it off.
@@ -376,6 +385,8 @@ def handler(
         raise InvalidHandler(f"@handler({type!r}, priority={priority}): expected 0 to 9")
     if not 0 < timeout <= 30 * 86400:
         raise InvalidHandler(f"@handler({type!r}, timeout={timeout}): expected seconds, above 0 and at most 30 days")
+    if soft_timeout is not None and not 0 < soft_timeout < timeout:
+        raise InvalidHandler(f"@handler({type!r}, soft_timeout={soft_timeout}): expected seconds, above 0 and below the timeout of {timeout:g}")
     for name, number in (("bundle", bundle), ("batch", batch)):
         if number is not None and not 1 <= number <= 1000:
             raise InvalidHandler(f"@handler({type!r}, {name}={number}): expected 1 to 1000, or nothing")
@@ -395,6 +406,7 @@ def handler(
             # A handler that says nothing about retries may not bear being run twice.
             retry=retry or Retry(max_attempts=1),
             timeout=float(timeout),
+            soft_timeout=None if soft_timeout is None else float(soft_timeout),
             queue=queue,
             priority=priority,
             description=(inspect.getdoc(unwrapped(function)) or "").partition("\n")[0],

@@ -4,8 +4,9 @@
 | --- | --- |
 | ``TaskFailed`` | ``failed``: never tried again |
 | ``InvalidInput`` (a child that can't be submitted) | ``failed``, as ``invalid-submission`` |
+| ``UnknownTaskType`` where a plugin has failed that may bring it | ``error``, as ``invalid-submission`` |
 | ``TaskCancelled``; ``CancelledError`` after it was asked to stop | ``cancelled`` |
-| ``Interrupted`` | ``interrupted``: who interrupted it knows why |
+| ``Interrupted`` | ``interrupted``: who interrupted it knows why; after a soft timeout it ends as one that raised a TimeoutError |
 | ``RetryLater`` | ``error``: tried again after its delay, if attempts are left |
 | anything else | ``error``: tried again by the handler's ``Retry``, if that allows it and attempts are left; else ``failed`` |
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from taskyard import logs, tracebacks
-from taskyard.errors import Interrupted, InvalidInput, RetryLater, TaskCancelled, TaskFailed
+from taskyard.errors import Interrupted, InvalidInput, RetryLater, TaskCancelled, TaskFailed, UnknownTaskType
 from taskyard.handlers import MAX_DELAY, Retry
 from taskyard.masking import masked_start
 from taskyard.storable import find_unstorable, storable_text, to_json
@@ -73,13 +74,16 @@ def _ending(error: BaseException, retry: Retry, asked_to_stop: bool) -> Ending:
             return Ending("later", error, told, _seconds(error.delay))
         case TaskFailed():
             return Ending("failed", error, {"message": storable_text(error, MAX_TEXT), **_plain(error.details), "code": storable_text(error.code, MAX_CODE)})
+        case UnknownTaskType() if error.failed:
+            # A plugin that is broken here may bring it: it may be mended by the next attempt.
+            return Ending("error", error, {"code": "invalid-submission", "message": storable_text(error, MAX_TEXT)})
         case InvalidInput():
             problems = [[storable_text(part) for part in problem] for problem in error.problems]
             return Ending("failed", error, {"code": "invalid-submission", "message": storable_text(error, MAX_TEXT), "problems": problems})
         case TaskCancelled():
             return Ending("cancelled", error)
         case Interrupted():
-            return Ending("interrupted", error)
+            return Ending("interrupted", error, {"code": "timeout", "message": str(error)} if error.reason == "soft-timeout" else None)
         # A handler's own: something that it waited for was cancelled, and nobody asked this run to stop.
         case asyncio.CancelledError() if asked_to_stop:
             return Ending("cancelled", error)
@@ -117,9 +121,9 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def timed_out(seconds: float, *, soft: bool = False) -> dict[str, Any]:
+def timed_out(seconds: float) -> dict[str, Any]:
     """The ``error`` of a task whose run took longer than it may."""
-    return {"code": "timeout", "message": f"It ran longer than its {'soft timeout' if soft else 'timeout'} of {seconds:g} s."}
+    return {"code": "timeout", "message": f"It ran longer than its timeout of {seconds:g} s."}
 
 
 def _seconds(delay: Any) -> float | None:

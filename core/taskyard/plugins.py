@@ -94,11 +94,16 @@ class Registry:
         try:
             return self.names[type_]
         except KeyError:
-            raise UnknownTaskType(type_, near_names(type_, self.names, 3)) from None
+            failed = [plugin.name for plugin in self.plugins if plugin.state == "failed"]
+            raise UnknownTaskType(type_, near_names(type_, self.names, 3), failed) from None
 
     def stored_as(self, types: Iterable[str]) -> tuple[str, ...]:
         """The names under which tasks of these types may be stored: a type's own and its aliases. An alias stands for itself alone."""
         return tuple(sorted({name for type_ in types for name in (self.handlers[type_].names if type_ in self.handlers else (type_,))}))
+
+    def owners(self) -> dict[str, str]:
+        """The plugin that brings each task type, by every name that the type answers to."""
+        return {name: handler.plugin for name, handler in self.names.items()}
 
     def states(self) -> dict[str, str | None]:
         """Of each plugin that is not disabled, why and where it has failed; None for one that works."""

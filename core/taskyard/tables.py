@@ -212,6 +212,14 @@ broker_queues = Table(
     _time("unused_since"),
 )
 
+# Which plugin brought each task type when it last worked. See known_types.py.
+known_task_types = Table(
+    "known_task_types",
+    metadata,
+    Column("type", Text, primary_key=True),
+    Column("plugin", Text, nullable=False),
+)
+
 routes = Table(
     "routes",
     metadata,

@@ -21,22 +21,23 @@ from taskyard.validation import problems_of
 P = TypeVar("P")
 #: Why a task has failed whose payload could not be brought into today's shape: the ``code`` of its error.
 UPGRADE_FAILED = "upgrade-failed"
+#: The same where there is no upgrade. More attempts would read the same payload by the same model.
+INVALID_PAYLOAD = "invalid-payload"
 
 
 def read_payload(handler: Handler[P, object], text: str) -> P:
     """A stored payload (JSON text) as the handler's function takes it.
 
     Raises:
-        pydantic.ValidationError, or whatever a validator raises: it is not valid, and there is no upgrade.
-        TaskFailed: its upgrade raised, or made of it what is not valid either.
+        TaskFailed: it is not valid, and there is no upgrade, or that raised, or made of it what is not valid either. It says where.
         Outcome: the upgrade said itself how the run ends.
     """
     try:
         return handler.payload.validate_json(text)
-    except Exception:
+    except Exception as error:
         # A validator may raise anything when it meets a shape that its author has left behind.
         if handler.upgrade is None:
-            raise
+            raise _misfit(f"The stored payload does not fit {handler.type} as this worker has it", INVALID_PAYLOAD, error, text) from error
     return _validated(handler, _upgraded(handler.type, handler.upgrade, text))
 
 
@@ -54,9 +55,17 @@ def _upgraded(type_: str, upgrade: Upgrade, text: str) -> str:
 def _validated(handler: Handler[P, object], text: str) -> P:
     try:
         return handler.payload.validate_json(text)
-    except ValidationError as error:
-        problems = [[pointer or "/", storable_text(told)] for pointer, told in problems_of(error, from_json(text))]
     except Exception as error:
-        problems = [["/", f"its validator raised {type(error).__name__}"]]
-    message = f"The stored payload is of an older shape, and what the upgrade of {handler.type} made of it is not valid: {problems[0][0]}: {problems[0][1]}"
-    raise TaskFailed(message, code=UPGRADE_FAILED, problems=problems)
+        what = f"The stored payload is of an older shape, and what the upgrade of {handler.type} made of it is not valid"
+        raise _misfit(what, UPGRADE_FAILED, error, text) from error
+
+
+def _misfit(what: str, code: str, error: Exception, text: str) -> TaskFailed:
+    """A failure that names each place of the payload that is wrong. Its values are left out: they may be secrets."""
+    if isinstance(error, ValidationError):
+        problems = [[pointer, storable_text(told)] for pointer, told in problems_of(error, from_json(text))]
+    else:
+        problems = [["", f"its validator raised {type(error).__name__}"]]
+    pointer, told = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return TaskFailed(f"{what}: {pointer or 'the whole'}: {told}{more}", code=code, problems=problems)

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from pydantic import BaseModel
 
-from taskyard import Context, Interrupted, InvalidHandler, InvalidInput, Retry, RetryLater, TaskCancelled, TaskFailed, handler
+from taskyard import Context, Interrupted, InvalidHandler, InvalidInput, Retry, RetryLater, TaskCancelled, TaskFailed, UnknownTaskType, handler
 from taskyard.outcomes import ending_of
 from taskyard.testing import run_handler
 
@@ -193,3 +193,9 @@ async def in_anyio_group(payload: How, ctx: Context) -> int:
 def test_what_a_task_of_a_group_raises_ends_the_run_as_if_the_handler_had(case: Any, how: str, expected: tuple[str, str | None, float | None]) -> None:
     run = run_handler(case, {"how": how}, cancelled=how == "cancel")
     assert (run.status, run.code, run.delay) == expected
+
+
+def test_a_child_of_an_unknown_type_is_tried_again_only_where_a_broken_plugin_may_bring_it() -> None:
+    unknown = ending_of(UnknownTaskType("a.b"), DEFAULT)
+    perhaps = ending_of(UnknownTaskType("a.b", failed=["a"]), DEFAULT)
+    assert [(one.ended, one.error and one.error["code"]) for one in (unknown, perhaps)] == [("failed", "invalid-submission"), ("error", "invalid-submission")]

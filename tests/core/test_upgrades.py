@@ -6,7 +6,7 @@ from typing import Any
 
 import pluggy
 import pytest
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from taskyard import InvalidHandler, RetryLater, TaskFailed, handler, hookspecs
 from taskyard.errors import InvalidInput, PluginConflict, UnknownTaskType
@@ -130,9 +130,21 @@ def test_a_validator_that_raises_at_an_older_shape_leads_to_the_upgrade_too() ->
     assert read_payload(picky, '{"number": 5}').n == 5
 
 
-def test_without_an_upgrade_the_payload_is_invalid_as_ever() -> None:
-    with pytest.raises(ValidationError):
-        read_payload(squatter, "{}")
+def test_without_an_upgrade_the_task_has_failed_and_its_error_says_where_the_payload_does_not_fit() -> None:
+    with pytest.raises(TaskFailed, match=r"does not fit mail.send as this worker has it: /to: Field required") as failed:
+        read_payload(squatter, '{"too": "secret"}')
+    assert (failed.value.code, failed.value.details["problems"]) == ("invalid-payload", [["/to", "Field required"]])
+    assert "secret" not in str(failed.value)
+
+
+def test_a_validator_that_raises_without_an_upgrade_is_told_as_the_whole_payloads_fault() -> None:
+    @handler("picky.two")
+    def picky(payload: Picky) -> None:
+        """Be picky."""
+
+    with pytest.raises(TaskFailed) as failed:
+        read_payload(picky, "[]")
+    assert (failed.value.code, failed.value.details["problems"]) == ("invalid-payload", [["", "its validator raised TypeError"]])
 
 
 def test_authors_test_their_upgrades_with_run_handler() -> None:

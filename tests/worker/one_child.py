@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,22 +56,41 @@ class OneChild:
         self.strays: list[dict[str, Any]] = []
         self._open: dict[int, Ended] = {}
 
-    def start(self, type_: str, payload: Any = None, *, namespace: str = "default") -> int:
-        """Give it a job, and get the job's key."""
-        key = next(self._keys)
+    def start(self, type_: str, payload: Any = None, *, namespace: str = "default", **more: Any) -> int:
+        """Give it a job, and get the job's key. ``more`` are further fields of the job."""
+        return self._send(self._job(type_, payload, namespace) | more)
+
+    def start_batch(self, type_: str, payloads: Sequence[Any], **more: Any) -> int:
+        """Give it the tasks of a batch handler, and get the job's key."""
+        jobs = [self._job(type_, payload, "default") for payload in payloads]
+        return self._send({"kind": "batch", "type": type_, "start_by": jobs[0]["start_by"], "jobs": jobs} | more)
+
+    def _send(self, job: dict[str, Any]) -> int:
+        job["key"] = key = next(self._keys)
+        self._open[key] = Ended({})
+        self.tell(run=[job])
+        return key
+
+    def _job(self, type_: str, payload: Any, namespace: str) -> dict[str, Any]:
         # As a claim's row; what it has no value for here is empty.
         row: Any = defaultdict(lambda: None, id=uuid.uuid4(), type=type_, namespace=namespace, payload=json.dumps({} if payload is None else payload))
         row |= {"attempt": 1, "fence": 1, "max_attempts": 1, "tags": [], "metadata": "{}", "started": time.time(), "timeout": 600.0}
-        job = runner._job(row, key, clock.now() + 600)
-        self._open[key] = Ended({})
-        self.channel.sendall(wire.pack({"run": [job]}))
-        return key
+        return runner._job(row, 0, clock.now() + 600)
 
     def wait(self, key: int) -> Ended:
         """All that it sent of a job, once that has ended."""
         while key not in self.ended:
             self.hear()
         return self.ended[key]
+
+    def tell(self, **message: Any) -> None:
+        """Send it a message that is no job."""
+        self.channel.sendall(wire.pack(message))
+
+    def hear_progress(self, key: int, message: str) -> None:
+        """Wait until a job has said how far it is."""
+        while all(said["message"] != message for said in self._open[key].progress):
+            self.hear()
 
     def run(self, type_: str, payload: Any = None, *, namespace: str = "default") -> Ended:
         """Run one job."""

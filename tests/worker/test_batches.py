@@ -174,9 +174,10 @@ def test_one_whose_stored_payload_is_not_valid_is_left_out_of_the_call(stack: St
     with _paused(stack):
         tasks = stack.submit_all([(type_, {"word": str(number)}, {}) for number in range(12)])
         with stack.engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE tasks SET payload = '{\"word\": 5}', max_attempts = 1 WHERE id = %s", (tasks[0],))
+            connection.exec_driver_sql("UPDATE tasks SET payload = '{\"word\": 5}', max_attempts = 3 WHERE id = %s", (tasks[0],))
     rows = _wait(stack, tasks)
-    assert (rows[0]["status"], rows[0]["error"]["code"]) == ("failed", "ValidationError")
+    assert rows[0]["attempt"] == 1
+    assert (rows[0]["status"], rows[0]["error"]["code"]) == ("failed", "invalid-payload")
     assert {row["status"] for row in rows[1:]} == {"succeeded"}
     assert _calls(stack, tasks[0]) == []
 

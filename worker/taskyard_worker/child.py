@@ -25,8 +25,9 @@ from typing import Any
 import structlog
 
 from taskyard import failpoints, functions
-from taskyard.errors import Interrupted
+from taskyard.errors import Interrupted, Interruption
 from taskyard.handlers import Retry
+from taskyard.interruptions import Interruptible, interruption
 from taskyard.plugins import Registry
 from taskyard.settings import Settings
 from taskyard.storable import storable_text
@@ -105,9 +106,9 @@ class SyncChild:
         self._call: Call | None = None
         self._key = 0
         self._cancelled = 0
-        self._target = 0
+        #: The job that is to be interrupted, and why. Its main thread has not raised it yet.
+        self._pending: tuple[int, Interruption] | None = None
         self._interruptible = False
-        self._interrupted = False
         self._sending = threading.Lock()
         #: Its main thread is in the middle of saying something.
         self._saying = False
@@ -172,11 +173,16 @@ class SyncChild:
                 with self._more:
                     self._ending = True
                     self._more.notify()
-            elif message["interrupt"] == self._key:
-                self._target = message["interrupt"]
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            else:
+                self._interrupt(message["interrupt"], message["reason"])
         # The worker is gone: whatever runs here writes to nobody.
         os.killpg(0, signal.SIGKILL)
+
+    def _interrupt(self, key: int, reason: Interruption) -> None:
+        """Raise in the handler that works on this job, if it still does."""
+        if key == self._key:
+            self._pending = key, reason
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def _cancel(self, key: int) -> None:
         if self._give_back(lambda job: job["key"] == key) or key != self._key:
@@ -205,7 +211,6 @@ class SyncChild:
 
     def _run(self, job: Job) -> Report:
         report: Report = {}
-        self._interrupted = False
         self._call = call = call_of(job, self._registry, partial(self.progress, job["key"]), self._keep)
         if self._cancelled == self._key:
             call.cancel()
@@ -226,23 +231,39 @@ class SyncChild:
     def _value(self, call: Call, arguments: tuple[Any, ...] | None) -> Any:
         if arguments is None:
             return None
+        timer = self._soft_timer()
         try:
             self._interruptible = True
+            # One that came while the payload was read.
+            self._raise_pending()
             value = self._origin.call(functions.call, call.handler.function, *arguments)
         finally:
             self._interruptible = False
+            if timer is not None:
+                timer.cancel()
         failpoints.hit("handler.returned")
         return value
 
+    def _soft_timer(self) -> threading.Timer | None:
+        """Interrupts the handler once, if it works for too long; None if it may."""
+        if self._job is None or "soft_timeout" not in self._job:
+            return None
+        timer = threading.Timer(self._job["soft_timeout"], self._interrupt, (self._key, "soft-timeout"))
+        timer.daemon = True
+        timer.start()
+        return timer
+
     def _on_term(self, *_: object) -> None:
-        # The job that it was meant for may have ended meanwhile.
-        if self._target != self._key:
+        if not self._saying:
+            self._raise_pending()
+
+    def _raise_pending(self) -> None:
+        """Interrupt the handler, if it is to be. The job that was meant may have ended meanwhile."""
+        if self._pending is None or not self._interruptible:
             return
-        if self._saying:
-            self._interrupted = True
-        elif self._interruptible:
-            self._interruptible = False
-            raise Interrupted()
+        (key, reason), self._pending = self._pending, None
+        if key == self._key and self._job is not None:
+            raise interruption(reason, self._job.get("soft_timeout"))
 
     def progress(self, key: int, fraction: float | None, message: str | None, item: int | None = None) -> None:
         """Report progress of a job, as :class:`taskyard_worker.calls.Progress`. A thread that has outlived its task reports nothing."""
@@ -263,9 +284,7 @@ class SyncChild:
             say()
         finally:
             self._saying = False
-        if self._interrupted and self._interruptible:
-            self._interruptible = False
-            raise Interrupted()
+        self._raise_pending()
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._origin.is_copy:
@@ -285,6 +304,7 @@ class AsyncChild:
         self._settings = settings
         self._registry = registry
         self._running: dict[int, tuple[asyncio.Task[Report], Call | None]] = {}
+        self._handlers: dict[int, Interruptible] = {}
         # A thread for each delivery that may be on its way at once. One that hangs is told of: the engine replaces this child.
         self._threads = ThreadPoolExecutor(settings.deliveries.concurrency, thread_name_prefix="notifier")
         self._observers = Observers(registry)
@@ -306,7 +326,7 @@ class AsyncChild:
                 for job in message["run"]:
                     self._start(job)
             elif "cancel" in message:
-                self._cancel(message["cancel"], message.get("item"))
+                self._cancel(message["cancel"], message.get("item"), message.get("reason", "cancel"))
             elif "ping" in message:
                 self._send({"pong": message["ping"]})
             elif "end" in message:
@@ -376,17 +396,24 @@ class AsyncChild:
             self._isolated_at = now
             self._isolation.after_some(type_)
 
-    def _cancel(self, key: int, item: int | None = None) -> None:
+    def _cancel(self, key: int, item: int | None, reason: Interruption) -> None:
         """Cancel a run, and again for as long as it swallows it; of a batch, one task is only told."""
         if key not in self._running:
             return
-        task, call = self._running[key]
+        call = self._running[key][1]
         if call is not None:
             call.cancel(item)
         if item is not None:
             return
-        task.cancel()
-        asyncio.get_running_loop().call_later(0.5, self._cancel, key)
+        self._interrupt(key, reason)
+        asyncio.get_running_loop().call_later(0.5, self._cancel, key, None, reason)
+
+    def _interrupt(self, key: int, reason: Interruption, soft_timeout: float | None = None) -> None:
+        task, _ = self._running[key]
+        if key in self._handlers:
+            self._handlers[key].interrupt(task, reason, soft_timeout)
+        else:
+            task.cancel()
 
     async def _run(self, job: Job, call: Call | None) -> Report:
         report: Report = {}
@@ -402,19 +429,26 @@ class AsyncChild:
                     self._isolation.accept()
                 if lease.is_over(job):
                     return not_ours()
-                call.settle(report, await self._value(call, arguments), self._settings)
+                call.settle(report, await self._value(job, call, arguments), self._settings)
         if call is not None:
             call.conclude(report)
         return report
 
-    async def _value(self, call: Call, arguments: tuple[Any, ...] | None) -> Any:
+    async def _value(self, job: Job, call: Call, arguments: tuple[Any, ...] | None) -> Any:
         if arguments is None:
             return None
-        function = call.handler.function
+        key, function = job["key"], call.handler.function
         # One that is not async is there if the task was stored by a version whose handler was.
-        value = await self._origin.wait_for(
-            function(*arguments) if call.handler.is_async else functions.call_in_thread(self._origin.call, function, *arguments)
-        )
+        made = function(*arguments) if call.handler.is_async else functions.call_in_thread(self._origin.call, function, *arguments)
+        handler = self._handlers[key] = Interruptible(made)
+        soft = job.get("soft_timeout")
+        timer = None if soft is None else self._loop.call_later(soft, self._interrupt, key, "soft-timeout", soft)
+        try:
+            value = await self._origin.wait_for(handler)
+        finally:
+            del self._handlers[key]
+            if timer is not None:
+                timer.cancel()
         failpoints.hit("handler.returned")
         return value
 
@@ -456,4 +490,4 @@ class AsyncChild:
         except (OSError, RuntimeError):
             return
         if asked and (self._resources.is_starting(current) or any(task is current for task, _ in self._running.values())):
-            raise Interrupted()
+            raise interruption("blocked")

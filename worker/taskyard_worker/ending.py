@@ -30,10 +30,10 @@ async def _reported(report: Report, seconds: float) -> bool:
 
 async def end_sync(child: Child, key: int, report: Report, reason: Reason, worker: WorkerSettings) -> None:
     """End a sync handler. Its process is its own, so the last step is safe: SIGKILL."""
-    child.cancel(key)
+    child.cancel(key, reason)
     if await _reported(report, _polite_time(reason, worker)):
         return
-    child.interrupt(key)
+    child.interrupt(key, reason)
     if await _reported(report, worker.kill_grace):
         return
     child.kill()
@@ -47,7 +47,7 @@ async def end_async(child: Child, key: int, report: Report, reason: Reason, work
     it is cancelled again and again. If the loop does not answer, something blocks it: that is interrupted, or killed with the
     whole process, and the other runs in it go back in line.
     """
-    child.cancel(key)
+    child.cancel(key, reason)
     if await _reported(report, worker.kill_grace / 2 if reason != "cancel" else worker.kill_grace):
         return
     if await child.answers(key, RESPONSIVE):
@@ -63,7 +63,7 @@ async def end_async(child: Child, key: int, report: Report, reason: Reason, work
 
 
 async def _unblock(child: Child, key: int, report: Report, worker: WorkerSettings) -> None:
-    child.interrupt(key)
+    child.interrupt(key, "blocked")
     await _reported(report, worker.kill_grace)
     if not await child.answers(key, RESPONSIVE):
         log.error("async.blocked", consequence="the process that shares this event loop is killed; its other runs go back in line")

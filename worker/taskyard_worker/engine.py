@@ -19,7 +19,7 @@ import structlog
 import uuid_utils.compat as uuid7
 from sqlalchemy import Connection, RowMapping
 
-from taskyard import audit, clock, failpoints, lifecycle, metrics, system
+from taskyard import audit, clock, failpoints, known_types, lifecycle, metrics, system
 from taskyard.database import sync_engine
 from taskyard.database_errors import driver_words
 from taskyard.hangs import bound_waits
@@ -420,4 +420,5 @@ class Engine:
         slots, host = {"sync": self._processes, "async": self._settings.worker.async_slots}, socket.gethostname()
         await self._ledger.call(lambda connection: lifecycle.register_worker(connection, self._ledger.worker, self._name, self._queues, slots, host))
         await self._ledger.call(lambda connection: system.note_plugins(connection, self._registry.states()))
+        await self._ledger.call(lambda connection: known_types.note(connection, self._registry.owners()))
         log.info("worker.ready", worker=str(self._ledger.worker), name=self._name, queues=self._queues, types=sorted(self._registry.names), **slots)

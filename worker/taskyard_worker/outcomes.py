@@ -88,7 +88,7 @@ def decide(
     if outcome == "failed":
         return Finished(id_, fence, "failed", error=report["error"])
     if report["outcome"] == "interrupted":
-        error = {
+        error = report.get("error") or {
             "code": "blocked",
             "message": "It blocked the event loop that it shares with other async handlers, or something sent SIGTERM to its process, and was interrupted.",
         }

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from taskyard.errors import Interruption
 from taskyard.pythons import python
 from taskyard_worker import deaths, wire
 from taskyard_worker.outcomes import unstarted
@@ -86,9 +87,9 @@ class Child:
         self._works.update((work.key, work) for work in works)
         self.send({"run": [work.job for work in works]})
 
-    def cancel(self, key: int) -> None:
+    def cancel(self, key: int, reason: Interruption) -> None:
         """Ask for the end of a work; one that has not begun is reported as ``unstarted``."""
-        self.send({"cancel": key})
+        self.send({"cancel": key, "reason": reason})
 
     def give_back(self) -> None:
         """Ask a sync child to report as ``unstarted`` what it has not begun."""
@@ -134,10 +135,10 @@ class Child:
         self._pongs.pop(key, None)
         return pong in done
 
-    def interrupt(self, key: int) -> None:
+    def interrupt(self, key: int, reason: Interruption) -> None:
         """Raise in a work. A sync child does so itself, for it may have gone on to its next work; a blocked event loop is signalled."""
         if self.kind == "sync":
-            self.send({"interrupt": key})
+            self.send({"interrupt": key, "reason": reason})
         else:
             self._signal(os.kill, signal.SIGTERM)
 

@@ -198,6 +198,8 @@ class Runner:
             return runs[0]
         key, first = self._nursery.next_key(), runs[0].job
         job = {"kind": "batch", "key": key, "start_by": first["start_by"], "type": first["type"], "jobs": [run.job for run in runs]}
+        if "soft_timeout" in first:
+            job["soft_timeout"] = first["soft_timeout"]
         together = Together(self, key, job, child, runs, runs[0].timeout)
         for run in runs:
             run.together = together
@@ -206,6 +208,10 @@ class Runner:
     def _new(self, row: RowMapping, child: Child, lease: Lease, on_ended: Callable[[str], None]) -> Run:
         key, handler = self._nursery.next_key(), self._registry.names[row["type"]]
         job = _job(row, key, lease.ends_at)
+        if handler.soft_timeout is not None:
+            # A task with a timeout of its own has a soft one that is the same part of it.
+            job["soft_timeout"] = handler.soft_timeout * row["timeout"] / handler.timeout
+            job["soft_deadline"] = row["started"] + job["soft_timeout"]
         run = Run(self, key, row["id"], row["fence"], row["attempt"], row["timeout"], handler, job, child, on_ended)
         run.last_attempt = row["attempt"] >= row["max_attempts"]
         run.last_loss = row["lost"] >= self._settings.dispatch.max_lost
@@ -238,7 +244,7 @@ class Runner:
             await end_sync(unit.child, unit.key, report, reason, self._settings.worker)
         else:
             # It has not begun. If its child does not hear that, its turn to be ended comes with its turn to run.
-            unit.child.cancel(unit.key)
+            unit.child.cancel(unit.key, reason)
             return
         if not report.done():
             unit.child.forget(unit.key)

@@ -56,6 +56,7 @@ def make_context(job: Job, registry: Registry, handler: Handler[Any, Any], repor
         tags=tuple(job["tags"]),
         metadata=from_json(job["metadata"]) if job["metadata"] != "{}" else {},
         deadline=datetime.fromtimestamp(job["deadline"], UTC),
+        soft_deadline=datetime.fromtimestamp(soft, UTC) if (soft := job.get("soft_deadline")) else None,
         config=registry.config_of(handler),
         # Bound when it is first used: most handlers of quick tasks say nothing.
         log=loglines.Late(partial(loglines.logger, handler.type, log_fields(job), keep)),

@@ -13,8 +13,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from sqlalchemy import RowMapping
 
-from taskyard import idempotency, lifecycle
-from taskyard.errors import IdempotencyMismatch, InvalidInput, Unavailable, UniqueConflict, UnknownTaskType
+from taskyard import idempotency, known_types, lifecycle
+from taskyard.errors import IdempotencyMismatch, InvalidInput, PluginFailed, Unavailable, UniqueConflict, UnknownTaskType
 from taskyard.idempotency import IdempotencyKey
 from taskyard.records import NewTask
 from taskyard.submission import prepare, prepare_all
@@ -51,7 +51,7 @@ def _shown(description: str, schema: str, maybe: Iterable[str] = ()) -> dict[str
     }
 
 
-_PROBLEMS = problems(*BODY, 404, 429, PayloadTooLarge, UniqueConflict, UnknownTaskType, IdempotencyMismatch)
+_PROBLEMS = problems(*BODY, 404, 429, PayloadTooLarge, UniqueConflict, UnknownTaskType, IdempotencyMismatch, PluginFailed)
 _PROBLEMS[429]["headers"] |= headers(maybe=_QUOTA)
 _ONE = _PROBLEMS | {
     200: _shown(_AGAIN, "TaskAnswer", ["ETag", "Location", "Preference-Applied", "Idempotency-Replayed", *_QUOTA]),
@@ -173,6 +173,8 @@ async def _made_before(service: Service, key: IdempotencyKey | None, error: Inva
     """
     rows = await service.read(idempotency.replay, key) if key else None
     if rows is None:
+        if isinstance(error, UnknownTaskType) and error.failed:
+            raise await service.read(known_types.look_up, error) from None
         raise error
     return Submitted(rows, replayed=True)
 

@@ -30,7 +30,7 @@ def dispatcher() -> None:
     check_certificate(settings.broker, broker_url(settings.broker))
     engine = sync_engine(settings.database, role="dispatcher", pool_size=2)
     bound_waits(engine, settings.database)
-    loop = Dispatcher(settings, engine, Publisher(create_celery(settings), settings.broker), Tally.of(registry), registry.states())
+    loop = Dispatcher(settings, engine, Publisher(create_celery(settings), settings.broker), Tally.of(registry), registry.states(), registry.owners())
     guard = StopGuard("dispatcher", dispatcher_budget(settings), Step("the dispatch that was under way"))
 
     def stop(*_: object) -> None:

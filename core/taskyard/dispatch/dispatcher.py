@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, Engine, RowMapping, text
 
-from taskyard import audit, broker_queues, clock, deliveries, digests, failpoints, idempotency, lifecycle, metrics, retention, system
+from taskyard import audit, broker_queues, clock, deliveries, digests, failpoints, idempotency, known_types, lifecycle, metrics, retention, system
 from taskyard.backoff import Backoff
 from taskyard.channels import READY
 from taskyard.database_errors import LOCKED, driver_words, is_mistake, is_outage, sqlstate_of
@@ -81,7 +81,13 @@ class Dispatcher:
     """One dispatcher's loop. ``run`` returns after ``stop`` was called, from a signal handler or another thread."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, publisher: Publisher, tally: Tally | None = None, plugins: Mapping[str, str | None] | None = None
+        self,
+        settings: Settings,
+        engine: Engine,
+        publisher: Publisher,
+        tally: Tally | None = None,
+        plugins: Mapping[str, str | None] | None = None,
+        owners: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -104,6 +110,7 @@ class Dispatcher:
         self._broker_backoff = Backoff(*AWAY)
         self._refused = RefusedQueues()
         self._plugins = plugins or {}
+        self._owners = owners or {}
         self._chained_until = 0.0
         self._look_at = 0.0
         self._tidy_at = 0.0
@@ -131,6 +138,7 @@ class Dispatcher:
                 if not synced:
                     transaction(self._engine, sync_routes, self._settings.routes)
                     transaction(self._engine, system.note_plugins, self._plugins)
+                    transaction(self._engine, known_types.note, self._owners)
                     synced = True
                 self._listener.connect()
                 if failures or self._steady_since == float("inf"):
