@@ -19,7 +19,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
-from taskyard import hookspecs, idempotency
+from taskyard import hookspecs, idempotency, known_types
 from taskyard.events import EVENT_TYPES
 from taskyard.notifiers import Event, TaskInfo
 from taskyard.plugins import Registry
@@ -326,6 +326,8 @@ async def test_the_examples_of_problems_are_what_the_service_says(
     task = await submit(client, unique_key="one")
     ended = await submit(client)
     force(engine, ended["id"], "succeeded")
+    with engine.begin() as connection:
+        known_types.note(connection, {"ledger.book": "broken"})
     one = {"type": "anything", "payload": 1}
     json_body = {"Content-Type": "application/json"}
     with_idempotency = {"Idempotency-Key": str(uuid4())}
@@ -345,6 +347,7 @@ async def test_the_examples_of_problems_are_what_the_service_says(
         "malformed-body": await client.post("/tasks", content="{", headers=json_body),
         "unsupported-media": await client.post("/tasks", content="{}", headers={"Content-Type": "text/plain"}),
         "unknown-task-type": await client.post("/tasks", json={"type": "pages.fetsh", "payload": 1}),
+        "plugin-failed": await client.post("/tasks", json={"type": "ledger.book", "payload": 1}),
         "invalid-input": await client.post("/tasks", json=one | {"priority": 10}),
         "not-found": await client.get(f"/tasks/{uuid4()}"),
         "illegal-transition": await client.post(f"/tasks/{ended['id']}/hold"),

@@ -131,9 +131,12 @@ def test_a_validator_that_raises_at_an_older_shape_leads_to_the_upgrade_too() ->
 
 
 def test_without_an_upgrade_the_task_has_failed_and_its_error_says_where_the_payload_does_not_fit() -> None:
-    with pytest.raises(TaskFailed, match=r"does not fit mail.send as this worker has it: /to: Field required") as failed:
+    with pytest.raises(TaskFailed, match=r"does not fit mail.send as this worker has it: /recipients: Field required") as failed:
         read_payload(squatter, '{"too": "secret"}')
-    assert (failed.value.code, failed.value.details["problems"]) == ("invalid-payload", [["/to", "Field required"]])
+    assert (failed.value.code, failed.value.details["problems"]) == (
+        "invalid-payload",
+        [["/recipients", "Field required"], ["/too", "unknown name."]],
+    )
     assert "secret" not in str(failed.value)
 
 
