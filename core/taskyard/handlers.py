@@ -237,6 +237,10 @@ class Handler(Generic[P, R_co]):
         """Every name that it answers to: its type, and the ones that it had before."""
         return (self.type, *self.aliases)
 
+    def soft_timeout_within(self, timeout: float) -> float | None:
+        """The soft timeout of a task whose timeout this is: the same part of it as in the handler."""
+        return None if self.soft_timeout is None else self.soft_timeout * timeout / self.timeout
+
     def owned_by(self, plugin: str) -> Handler[P, R_co]:
         """The same handler, marked with the plugin that brought it."""
         return replace(self, plugin=plugin)

@@ -126,6 +126,11 @@ def timed_out(seconds: float) -> dict[str, Any]:
     return {"code": "timeout", "message": f"It ran longer than its timeout of {seconds:g} s."}
 
 
+def ending_of_timeout(cause: BaseException, error: dict[str, Any], retry: Retry) -> Ending:
+    """How a run ends that took too long: as one that raised a TimeoutError, as far as its policy is asked."""
+    return Ending("error" if retry.allows(TimeoutError()) else "failed", cause, error)
+
+
 def _seconds(delay: Any) -> float | None:
     """The delay that a plugin asked for; one that is no time leaves it to the policy."""
     try:

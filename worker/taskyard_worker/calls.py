@@ -24,9 +24,11 @@ Keep = Callable[[loglines.Key, str], None]
 
 
 def put_off(context: Context, seconds: float) -> None:
-    """Its deadline is so many seconds later."""
+    """Its deadlines are so many seconds later."""
     if context.deadline is not None:
         context.deadline += timedelta(seconds=seconds)
+    if context.soft_deadline is not None:
+        context.soft_deadline += timedelta(seconds=seconds)
 
 
 class Progress(Protocol):

@@ -208,10 +208,8 @@ class Runner:
     def _new(self, row: RowMapping, child: Child, lease: Lease, on_ended: Callable[[str], None]) -> Run:
         key, handler = self._nursery.next_key(), self._registry.names[row["type"]]
         job = _job(row, key, lease.ends_at)
-        if handler.soft_timeout is not None:
-            # A task with a timeout of its own has a soft one that is the same part of it.
-            job["soft_timeout"] = handler.soft_timeout * row["timeout"] / handler.timeout
-            job["soft_deadline"] = row["started"] + job["soft_timeout"]
+        if (soft := handler.soft_timeout_within(row["timeout"])) is not None:
+            job |= {"soft_timeout": soft, "soft_deadline": row["started"] + soft}
         run = Run(self, key, row["id"], row["fence"], row["attempt"], row["timeout"], handler, job, child, on_ended)
         run.last_attempt = row["attempt"] >= row["max_attempts"]
         run.last_loss = row["lost"] >= self._settings.dispatch.max_lost

@@ -16,10 +16,7 @@ from taskyard.distributions import entry_points
 from taskyard.handlers import Handler
 from taskyard.lifespans import Lifespan, bound, check_resources, needed, opened, opened_here, read_lifespans, shown
 from taskyard.plugins import GROUP
-
-
-class TimeIsUp(Exception):
-    """The run's timeout passed; a handler's own TimeoutError is something else."""
+from taskyard.testing.interrupting import interrupted, interrupted_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,11 @@ class Callee:
     given: Mapping[Any, Any]
     lifespans: Sequence[Lifespan]
 
+    @property
+    def soft_timeout(self) -> float | None:
+        """Seconds after which it is interrupted once; None: it is not."""
+        return self.handler.soft_timeout_within(self.timeout)
+
     def call(self, arguments: Sequence[Any]) -> Any:
         """What the function returns, or raises.
 
@@ -41,13 +43,16 @@ class Callee:
         if self.handler.is_async:
             return asyncio.run(self.acall(arguments))
         with opened_here(self.lifespans, self.config) as values:
-            return functions.call(bound(self.handler, {**values, **self.given}).function, *arguments)
+            function = bound(self.handler, {**values, **self.given}).function
+            return interrupted_here(lambda: functions.call(function, *arguments), self.timeout, self.soft_timeout)
 
     async def acall(self, arguments: Sequence[Any]) -> Any:
         """:meth:`call` in the running event loop. A sync function runs in a thread, where there is none, as in a worker."""
         async with opened(self.lifespans, self.config) as values:
             function = bound(self.handler, {**values, **self.given}).function
-            return await (_within(function(*arguments), self.timeout) if self.handler.is_async else functions.call_in_thread(function, *arguments))
+            if not self.handler.is_async:
+                return await functions.call_in_thread(function, *arguments)
+            return await interrupted(function(*arguments), self.timeout, self.soft_timeout)
 
 
 def callee(handler: Handler[Any, Any], config: Any, timeout: float, resources: Mapping[Any, Any] | None) -> Callee:
@@ -73,17 +78,6 @@ def refuse_running_loop(handler: Handler[Any, Any]) -> None:
     except RuntimeError:
         return
     raise RuntimeError(f"An event loop runs here. In an async test, run {handler.type} with `await arun_handler(...)` or `await arun_batch(...)`.")
-
-
-async def _within(coroutine: Any, seconds: float) -> Any:
-    scope = asyncio.timeout(seconds)
-    try:
-        async with scope:
-            return await coroutine
-    except TimeoutError as error:
-        if scope.expired():
-            raise TimeIsUp(f"took longer than {seconds:g} s") from error
-        raise
 
 
 def _hooks(name: str, handler: Handler[Any, Any], *, thorough: bool) -> Iterator[Callable[..., Any]]:

@@ -18,10 +18,11 @@ from pydantic import BaseModel, ValidationError
 from taskyard.errors import InvalidInput, LifespanFailed, Outcome, RetryLater, TaskFailed
 from taskyard.handlers import Context, Handler, Submission
 from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check_notifier
-from taskyard.outcomes import Ending, ending_of, timed_out
+from taskyard.outcomes import ending_of, ending_of_timeout, timed_out
 from taskyard.payloads import payload_json
 from taskyard.storable import escape_pointer
-from taskyard.testing.calling import Callee, TimeIsUp, callee
+from taskyard.testing.calling import Callee, callee
+from taskyard.testing.interrupting import TimeIsUp
 from taskyard.testing.recording import LogLine, recording_log
 from taskyard.upgrades import read_payload
 
@@ -95,9 +96,9 @@ def run_handler(
 
     ``payload`` is JSON-able or a model; it is validated as at submission. ``fence`` is the attempt unless it is given; a run
     again after a lost one has the same attempt and a higher fence. ``max_attempts`` and ``timeout`` (seconds) are the
-    handler's unless they are given. The timeout
-    ends async handlers only, because a sync one runs in this thread. ``cancelled=True`` runs a task that was already asked
-    to stop. ``stored=True`` reads the payload as a worker reads one that was stored long ago: through the handler's ``upgrade``, if
+    handler's unless they are given. Timeouts
+    interrupt a sync handler only in the main thread, and not where pytest-timeout's alarm by SIGALRM comes first. ``cancelled=True`` runs a task
+    that was already asked to stop. ``stored=True`` reads the payload as a worker reads one that was stored long ago: through the handler's ``upgrade``, if
     it does not fit. ``on_progress`` is called with each progress report.
 
     The lifespans of the handler's plugin that it needs are started for this run, in its loop, and ended after it. ``resources`` has fakes by
@@ -120,7 +121,8 @@ def run_handler(
         fence=attempt if fence is None else fence,
         tags=tags,
         metadata=metadata or {},
-        deadline=datetime.now(UTC) + timedelta(seconds=seconds),
+        deadline=(now := datetime.now(UTC)) + timedelta(seconds=seconds),
+        soft_deadline=None if (soft := handler.soft_timeout_within(seconds)) is None else now + timedelta(seconds=soft),
         config=config,
         log=recording_log(handler.plugin or "taskyard.testing", lines),
         reporter=recorder,
@@ -215,7 +217,9 @@ def _ended(handler: Handler[Any, Any], ctx: Context, raised: BaseException, seco
         raise raised
     ending = ending_of(raised, handler.retry, asked_to_stop=ctx.cancelled())
     if isinstance(raised, TimeIsUp):
-        ending = Ending("error" if handler.retry.allows(TimeoutError()) else "failed", raised, timed_out(seconds))
+        ending = ending_of_timeout(raised, timed_out(seconds), handler.retry)
+    elif ending.ended == "interrupted" and ending.error is not None:
+        ending = ending_of_timeout(ending.cause, ending.error, handler.retry)
     code = (ending.error or {}).get("code")
     if ending.ended == "cancelled":
         return HandlerRun("cancelled", error=ending.cause)
