@@ -50,8 +50,13 @@ async def call_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def is_awaitable(value: Any) -> bool:
-    """Has it to be awaited? A class lookup: this is asked of every result, and ``inspect.isawaitable`` takes many times longer."""
-    return hasattr(type(value), "__await__")
+    """Has it to be awaited? This is asked of every result, so the answer is remembered for each class."""
+    return _is_awaitable_class(type(value))  # type: ignore[arg-type]  # a class can be hashed
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_awaitable_class(kind: type) -> bool:
+    return hasattr(kind, "__await__")
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:
