@@ -103,7 +103,7 @@ def test_data_in_pages_can_be_parsed(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_pages_exist(page: Path) -> None:
     known = {*CORE, "serve", "worker", "dispatcher", "db"}
-    for first in re.findall(r"\btaskyard ([a-z]+)\b", "\n".join([*blocks(page, "sh"), *re.findall(r"`([^`\n]+)`", prose(page))])):
+    for first in re.findall(r"\btaskyard ([a-z]+(?:-[a-z]+)*)\b", "\n".join([*blocks(page, "sh"), *re.findall(r"`([^`\n]+)`", prose(page))])):
         assert first in known, f"{page.name}: taskyard {first}"
 
 
