@@ -11,6 +11,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
+import structlog
 from pydantic import TypeAdapter
 
 from taskyard.handlers import Handler
@@ -21,6 +22,7 @@ from taskyard_api.models import TaskOut, TaskReceipt
 from taskyard_api.plain_schemas import Schema, each, or_null
 from taskyard_api.schema_names import SchemaNames
 
+log = structlog.get_logger(__name__)
 AnyHandler = Handler[Any, Any]
 _START = "#/components/schemas/"
 #: The document's own schemas that are made here.
@@ -102,7 +104,13 @@ def _models(installed: Sequence[AnyHandler], kind: str, mode: Any, names: Schema
     for plugin, group in groupby(sorted(installed, key=attrgetter("plugin", "type")), key=attrgetter("plugin")):
         own = list(group)
         wanted = [(handler.type, mode, getattr(handler, kind.lower())) for handler in own]
-        made, shared = TypeAdapter.json_schemas(wanted, ref_template=_START + "{model}", schema_generator=ClientSchema)
+        try:
+            made, shared = TypeAdapter.json_schemas(wanted, ref_template=_START + "{model}", schema_generator=ClientSchema)
+        except Exception as error:
+            # Each of them could be built when the plugin was loaded: a model's own hook answers otherwise now.
+            log.error("document.incomplete", plugin=plugin, types=[handler.type for handler in own], error=repr(error), exc_info=error)
+            of_types |= {handler: {} for handler in own}
+            continue
         renamed = {name: names.name(kind, plugin, name) for name in shared.get("$defs", {})}
         for name, schema in shared.get("$defs", {}).items():
             _rename(schema, renamed)

@@ -6,11 +6,12 @@ the plugin is loaded, and named by its field.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
@@ -18,11 +19,30 @@ from pydantic_core.core_schema import TaggedUnionSchema
 
 from taskyard.storable import escape_pointer, storable_text
 
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.protocols import Validator
+
 Schema = dict[str, Any]
 #: Levels that are looked through; deeper than Python's own JSON goes.
 _MAX_DEPTH = 200
 #: Digits of a number that Python writes.
 _MAX_DIGITS = 4300
+
+
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+#: JSON Schema 2020-12, and the words that OpenAPI 3.1 adds to it.
+_OPENAPI = {
+    "$id": "urn:taskyard:schemas-of-openapi",
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$dynamicAnchor": "meta",
+    "$ref": "https://json-schema.org/draft/2020-12/schema",
+    "properties": {
+        "discriminator": {"type": "object", "properties": {"propertyName": {"type": "string"}, "mapping": _TEXTS}, "required": ["propertyName"]},
+        "xml": {"type": "object"},
+        "externalDocs": {"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]},
+    },
+}
 
 
 class UnusableSchema(ValueError):
@@ -99,18 +119,29 @@ def _fault(schema: Any) -> tuple[str, str] | None:
         return "", f"a {type(schema).__name__} is no JSON Schema"
     if problem := next(_no_json(schema, "", 0), None):
         return problem
-    # Here, not above: who only declares or submits need not wait for it.
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
     try:
         json.dumps(schema, allow_nan=False)
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        return "".join(f"/{escape_pointer(str(part))}" for part in error.absolute_path), f"it is not valid: {storable_text(error.message, 500)}"
+        if error := _invalid(schema):
+            pointer = "".join(f"/{escape_pointer(str(part))}" for part in error.absolute_path)
+            return pointer, f"it is not valid: {storable_text(error.message, 500)}"
     except Exception as error:
         return "", f"it is not JSON: {storable_text(error, 500)}"
     return None
+
+
+def _invalid(schema: Schema) -> ValidationError | None:
+    # Here, not above: who only declares or submits need not wait for it.
+    from jsonschema.exceptions import best_match
+
+    found: ValidationError | None = best_match(_dialect().iter_errors(schema))
+    return found
+
+
+@functools.cache
+def _dialect() -> Validator:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(_OPENAPI)
 
 
 def _no_json(value: Any, pointer: str, depth: int) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import importlib_metadata
 import pytest
 from openapi_spec_validator import validate
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from taskyard import handler, hookimpl
 from taskyard.plugins import GROUP, Registry, load_plugins
@@ -19,6 +19,21 @@ from tests.api.conftest import client_of
 from tests.core.test_schemas import UNUSABLE, USABLE
 
 pytestmark = pytest.mark.anyio
+
+
+BUILT: list[str] = []
+
+
+def _only_once(schema: dict[str, Any]) -> None:
+    BUILT.append("built")
+    if len(BUILT) > 2:
+        raise LookupError("no more translations")
+
+
+class Moody(BaseModel):
+    """Its schema is built when the plugin is loaded, for payload and result, and never again."""
+
+    model_config = ConfigDict(json_schema_extra=_only_once)
 
 
 class Work(BaseModel):
@@ -68,3 +83,16 @@ async def test_the_document_is_whole_and_valid_and_every_type_is_listed(odd: Reg
     assert (document.status_code, types.status_code) == (200, 200)
     validate(document.json())
     assert {item["type"] for item in types.json()["items"]} == {f"good{number}.work" for number in range(len(USABLE) + 3)}
+
+
+async def test_a_model_that_changes_its_mind_spoils_the_description_of_its_own_plugin_alone(monkeypatch: pytest.MonkeyPatch, api_settings: Settings) -> None:
+    BUILT.clear()
+    registry = load_plugins(entry_points=[_plugin("moody", Moody, monkeypatch), _plugin("steady", Work, monkeypatch)])
+    assert [plugin.state for plugin in registry.plugins] == ["enabled", "enabled"]
+    app = create_app(api_settings.model_copy(update={"routes": ()}), registry)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        document = (await client.get("http://test.localhost/openapi.json")).json()
+        types = (await client.get("/task-types")).json()["items"]
+    validate(document)
+    assert "Work" in str(document["components"]["schemas"])
+    assert [item["payload_schema"]["title"] for item in types] == ["Moody", "Work"]

@@ -67,6 +67,9 @@ UNUSABLE: list[tuple[Any, str, str]] = [
     (Work, "the field 'call' of Work", "no JSON Schema can be built"),
     (_model("Deep", inner=(dict[str, list[Work]], {})), "the field 'call' of Work", "no JSON Schema can be built"),
     (_model("Alien", a=Annotated[Any, WithJsonSchema({"type": "money"})]), "the field 'a' of Alien", "it is not valid"),
+    (_model("Tagged", {"discriminator": "kind"}, a=int), "Tagged", "it is not valid"),
+    (_model("Mapped", inner=Annotated[Any, WithJsonSchema({"discriminator": {"propertyName": "a", "mapping": {"b": 5}}})]), "the field 'inner'", "not valid"),
+    (_model("Marked", {"xml": 1}, a=int), "Marked", "it is not valid"),
     (_model("Lost", a=Annotated[Any, WithJsonSchema({"$ref": "#/definitions/Gone"})]), "the field 'a' of Lost", "'#/definitions/Gone', which is not there"),
     (_model("Misled", {"allOf": [{"$ref": "#/definitions/Gone"}]}, a=int), "Misled", "'#/definitions/Gone', which is not there"),
 ]
@@ -118,6 +121,7 @@ USABLE: list[Any] = [
     _model("Defaults", a=(Any, Mute()), b=(Decimal, Decimal("NaN")), c=(bytes, b"\xff"), d=(date, date(2030, 1, 1)), e=(Colour, Colour.RED)),
     _model("Bounded", a=(float, Field(1, lt=math.inf)), b=(int, 1)),
     _model("Made", a=(Any, Field(default_factory=uuid4, examples=[datetime(2030, 1, 1)]))),
+    _model("Named", discriminator=(str, "xml"), xml=(int, 1), mapping=(dict[str, int], {})),
     _model("Told", {"examples": [{"$ref": "#/nowhere"}]}, a=(float, Field(1, allow_inf_nan=False))),
 ]
 
