@@ -56,6 +56,35 @@ def test_a_timeout_really_ends_a_handler_and_the_worker_goes_on(stack: Stack, ty
 
 
 @pytest.mark.one_pair
+@pytest.mark.parametrize("type_", ["t.soft", "t.asoft"])
+def test_a_soft_timeout_lets_a_handler_tidy_up_and_is_the_same_part_of_any_timeout(stack: Stack, type_: str) -> None:
+    row = stack.wait(stack.submit(type_))
+    assert (row["status"], row["result"]) == ("succeeded", ["soft-timeout", 59.8])
+    assert stack.wait(stack.submit(type_, timeout=30))["result"] == ["soft-timeout", 29.9]
+
+
+@pytest.mark.one_pair
+def test_a_context_knows_its_tasks_namespace_parent_and_attempts(stack: Stack) -> None:
+    parent = stack.submit("t.about", max_attempts=5)
+    assert stack.wait(parent)["result"] == {"namespace": "default", "parent": None, "max_attempts": 5}
+    with stack.engine.begin() as connection:
+        child = connection.exec_driver_sql("SELECT id FROM tasks WHERE parent_id = %s", (parent,)).scalar_one()
+    assert stack.wait(child)["result"] == {"namespace": "default", "parent": str(parent), "max_attempts": 3}
+
+
+@pytest.mark.one_pair
+def test_a_stored_payload_that_does_not_fit_fails_its_task_at_its_first_attempt(stack: Stack) -> None:
+    with stack.engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO queues (name, paused_at) VALUES ('default', now()) ON CONFLICT (name) DO UPDATE SET paused_at = now()")
+    task = stack.submit("t.echo", {"word": "x"}, max_attempts=5)
+    with stack.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE tasks SET payload = '{\"word\": [1]}' WHERE id = %s", (task,))
+        connection.exec_driver_sql("UPDATE queues SET paused_at = NULL WHERE name = 'default'")
+    row = stack.wait(task)
+    assert (row["status"], row["attempt"], row["error"]["code"], row["error"]["problems"][0][0]) == ("failed", 1, "invalid-payload", "/word")
+
+
+@pytest.mark.one_pair
 def test_a_timeout_ends_what_the_handler_started_too(stack: Stack) -> None:
     task = stack.submit("t.grandchild", {"word": "orphan"})
     assert stack.wait(task)["error"]["code"] == "timeout"

@@ -22,7 +22,7 @@ import batches
 import oddities
 from pydantic import BaseModel, ConfigDict
 
-from taskyard import Context, DeliveryContext, Event, Retry, RetryLater, TaskFailed, handler, hookimpl
+from taskyard import Context, DeliveryContext, Event, Interrupted, Retry, RetryLater, TaskFailed, handler, hookimpl
 from taskyard.errors import UnknownTaskType
 from taskyard.handlers import Handler
 
@@ -114,6 +114,41 @@ async def agated(payload: Gate, ctx: Context) -> Nothing:
     while not payload.path.exists():  # noqa: ASYNC110  # a test in another process opens it
         await asyncio.sleep(0.05)
     return Nothing()
+
+
+@handler("t.soft", timeout=60, soft_timeout=0.2)
+def soft(payload: Nothing, ctx: Context) -> list[Any]:
+    """Sleep in a process until its soft timeout, and tell of it."""
+    try:
+        time.sleep(600)
+    except Interrupted as interrupted:
+        return [interrupted.reason, _soft_part(ctx)]
+    return []
+
+
+@handler("t.asoft", timeout=60, soft_timeout=0.2)
+async def asoft(payload: Nothing, ctx: Context) -> list[Any]:
+    """Sleep in the event loop until its soft timeout, and tell of it."""
+    try:
+        await asyncio.sleep(600)
+    except Interrupted as interrupted:
+        return [interrupted.reason, _soft_part(ctx)]
+    return []
+
+
+def _soft_part(ctx: Context) -> float:
+    """Seconds between the two deadlines."""
+    assert ctx.deadline is not None
+    assert ctx.soft_deadline is not None
+    return round((ctx.deadline - ctx.soft_deadline).total_seconds(), 3)
+
+
+@handler("t.about", retry=Retry(max_attempts=7))
+def about(payload: Nothing, ctx: Context) -> dict[str, Any]:
+    """Tell what it knows of its task."""
+    if ctx.parent_id is None:
+        ctx.submit(about, payload, max_attempts=3, tags={"child"})
+    return {"namespace": ctx.namespace, "parent": ctx.parent_id and str(ctx.parent_id), "max_attempts": ctx.max_attempts}
 
 
 @handler("t.spin", timeout=1)
