@@ -73,9 +73,12 @@ STALE = Metric(
 )
 PURGED = Metric("taskyard_tasks_purged_total", "counter", "Ended tasks that were deleted, because `[retention]` says so.", ("status",))
 DELIVERIES = Metric("taskyard_deliveries_total", "counter", "Tries of deliveries, by how they ended.", ("notifier", "outcome"))
+BLOCKED = Metric(
+    "taskyard_async_blocked_seconds_total", "counter", "Seconds for which handlers blocked the event loop of all async tasks of their worker.", ("type",)
+)
 
 #: What is in the table ``counters``.
-SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, MESSAGES, STALE, PURGED, DELIVERIES)
+SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, MESSAGES, STALE, PURGED, DELIVERIES, BLOCKED)
 STALE_VERBS = ("beat", "deliver", "finish", "log", "progress")
 DELIVERY_OUTCOMES = ("delivered", "failed", "dead")
 #: Up to this many pairs of a type and a queue start at zero; beyond it, only each type in its own queue does.
@@ -197,6 +200,7 @@ def known_series(own_queues: Mapping[str, str], queues: Collection[str], notifie
         yield SUBMITTED.name, pair
         yield from ((FINISHED.name, (*pair, status)) for status in TERMINAL)
     yield from ((metric.bucket_name, (*pair, INFINITY)) for metric in (WAIT, RUN) for pair in own)
+    yield from ((BLOCKED.name, (type_,)) for type_ in own_queues)
     yield from ((STALE.name, (verb,)) for verb in STALE_VERBS)
     yield from ((PURGED.name, (status,)) for status in TERMINAL)
     yield from ((DELIVERIES.name, (notifier, outcome)) for notifier in notifiers for outcome in DELIVERY_OUTCOMES)

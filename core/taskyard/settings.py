@@ -165,6 +165,9 @@ class WorkerSettings(Section):
     lifespan_timeout: Seconds = Field(
         60.0, description="Seconds that a plugin's `taskyard_lifespan` may take to start in a process; its tasks' timeouts begin afterwards."
     )
+    block_warning: Seconds = Field(
+        2.0, description="Seconds for which an async handler blocks its event loop, and so all async tasks of the worker, before the log names it."
+    )
     max_result_bytes: int = Field(1_048_576, ge=1024, description="Largest result, in bytes of JSON.")
 
 

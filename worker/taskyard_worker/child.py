@@ -35,6 +35,7 @@ from taskyard_worker import lease, loglines, runs, wire
 from taskyard_worker.calls import Call, call_of
 from taskyard_worker.forks import Origin, forget_main
 from taskyard_worker.isolation import Isolation, Threads
+from taskyard_worker.loop_watch import LoopWatch
 from taskyard_worker.observers import Observers
 from taskyard_worker.outcomes import unstarted
 from taskyard_worker.resources import AsyncResources, SyncResources
@@ -321,6 +322,7 @@ class AsyncChild:
         self._lines = loglines.emptied_by_loop(self._send, self._writer)
         self._loop.set_default_executor(Threads())
         self._isolation = Isolation()
+        LoopWatch(self._loop, self._settings.worker.block_warning, self._whose, self._tell_of_block).start()
         while (message := await wire.read(reader)) is not None:
             if "run" in message:
                 for job in message["run"]:
@@ -352,7 +354,7 @@ class AsyncChild:
     def _start(self, job: Job) -> None:
         key = job["key"]
         call = None if job["kind"] == "delivery" else call_of(job, self._registry, partial(self._say, key), self._keep)
-        task = self._loop.create_task(self._run(job, call), name=job.get("type") or job["route"])
+        task = self._loop.create_task(self._run(job, call), name=f"{job.get('type') or job['route']} {job.get('id', '')}")
         self._running[key] = task, call
         task.add_done_callback(partial(self._ended, key))
 
@@ -386,7 +388,17 @@ class AsyncChild:
             report = task.result()
         for message in [*self._lines.last(key), {"key": key, "report": report}]:
             self._send(message)
-        self._isolate(task.get_name())
+        self._isolate(task.get_name().partition(" ")[0])
+
+    def _whose(self, task: asyncio.Task[Any]) -> dict[str, str]:
+        """The fields of a run's warning; empty, if it is a task of asyncio's that is none of the runs. Called in another thread."""
+        if not any(running is task for running, _ in list(self._running.values())):
+            return {}
+        type_, _, id_ = task.get_name().partition(" ")
+        return {"type": type_, "task_id": id_}
+
+    def _tell_of_block(self, type_: str, seconds: float) -> None:
+        self._send({"blocked": seconds, "type": type_})
 
     def _isolate(self, type_: str) -> None:
         now = self._loop.time()

@@ -197,7 +197,7 @@ class Engine:
         self._registered = asyncio.Event()
         tally = Tally.of(self._registry, self._queues)
         self._ledger = Ledger(self._database, self._settings, uuid7.uuid7(), list(self._registry.names), tally)
-        self._nursery = Nursery(self._on_processes_lost, self._on_lifespan)
+        self._nursery = Nursery(self._on_processes_lost, self._on_lifespan, lambda type_, seconds: tally.count(metrics.BLOCKED, type_, by=seconds))
         await self._nursery.start()
         self._lease = Lease(self._settings.dispatch.worker_silence)
         self._beat_now = asyncio.Event()

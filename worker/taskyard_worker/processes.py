@@ -51,8 +51,9 @@ class Work(Protocol):
 class Child:
     """A forked child, as the engine sees it."""
 
-    def __init__(self, pid: int, kind: str, on_lifespan: Callable[[str, str | None], None]) -> None:
+    def __init__(self, pid: int, kind: str, on_lifespan: Callable[[str, str | None], None], on_blocked: Callable[[str, float], None]) -> None:
         self._on_lifespan = on_lifespan
+        self._on_blocked = on_blocked
         self.pid = pid
         self.kind = kind
         self.dead = False
@@ -175,6 +176,8 @@ class Child:
                     work.begins(message["begins"])
             elif "plugin" in message:
                 self._on_lifespan(message["plugin"], message["problem"])
+            elif "blocked" in message:
+                self._on_blocked(message["type"], message["blocked"])
             elif "pong" in message:
                 if (pong := self._pongs.get(message["pong"])) and not pong.done():
                     pong.set_result(None)
@@ -229,9 +232,10 @@ class Shared:
 class Nursery:
     """The zygote and its children."""
 
-    def __init__(self, on_lost: Callable[[], None], on_lifespan: Callable[[str, str | None], None]) -> None:
+    def __init__(self, on_lost: Callable[[], None], on_lifespan: Callable[[str, str | None], None], on_blocked: Callable[[str, float], None]) -> None:
         self._on_lost = on_lost
         self._on_lifespan = on_lifespan
+        self._on_blocked = on_blocked
         self._forks: deque[asyncio.Future[int]] = deque()
         self._children: set[Child] = set()
         self._out_of_memory = deaths.OutOfMemory()
@@ -293,7 +297,7 @@ class Nursery:
         except BaseException:
             ours.close()
             raise
-        child = Child(pid, kind, self._on_lifespan)
+        child = Child(pid, kind, self._on_lifespan, self._on_blocked)
         await child.connect(ours)
         self._children.add(child)
         return child

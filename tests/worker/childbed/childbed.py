@@ -297,6 +297,18 @@ async def beside(payload: Do, ctx: Context) -> int:
     return 200
 
 
+def wait_for(file: str) -> None:
+    while not Path(file).exists():
+        time.sleep(0.01)
+
+
+@handler("c.block")
+async def block(payload: Do, ctx: Context) -> str:
+    """Block the event loop until a file is there."""
+    wait_for(payload.what)
+    return str(ctx.task_id)
+
+
 @handler("c.try")
 def try_(payload: Do, ctx: Context) -> None:
     """Try to leave something of its own to all that come after."""
@@ -341,4 +353,4 @@ async def anothing(payload: dict[str, Any]) -> None:
 
 @hookimpl
 def taskyard_handlers() -> list[Any]:
-    return [do, ado, afork, beside, nothing, anothing, try_, atry]
+    return [do, ado, afork, beside, nothing, anothing, try_, atry, block]
