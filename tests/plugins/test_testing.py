@@ -48,7 +48,7 @@ async def wait(payload: dict[str, Any]) -> Any:
 
 
 def test_a_success_has_result_progress_and_submissions() -> None:
-    run = run_handler(add, {"n": [1, 2]})
+    run = run_handler(add, {"n": [1, 2]}, other_types=["sum.next"])
     assert (run.status, run.result, run.progress) == ("succeeded", 3, [(0.5, "half")])
     assert [(s.type, s.payload, s.options) for s in run.submissions] == [("sum.next", {"from": 1}, {"queue": "later"})]
 
@@ -64,7 +64,7 @@ def test_a_success_has_result_progress_and_submissions() -> None:
     ],
 )
 def test_a_run_that_did_not_succeed_tells_what_becomes_of_the_task(how: str, attempt: int, expected: tuple[Any, ...]) -> None:
-    run = run_handler(add, {"n": [], "how": how}, attempt=attempt)
+    run = run_handler(add, {"n": [], "how": how}, attempt=attempt, other_types=["sum.next"])
     assert (run.status, run.code, run.delay) == expected
     assert run.submissions == []
 
@@ -221,7 +221,7 @@ def test_a_run_keeps_what_its_handler_logged() -> None:
     ],
 )
 def test_a_run_has_the_events_that_notifiers_would_get(how: str, events: list[str], data: dict[str, Any]) -> None:
-    run = run_handler(add, {"n": [], "how": how}, tags=("a",))
+    run = run_handler(add, {"n": [], "how": how}, tags=("a",), other_types=["sum.next"])
     assert [event.type for event in run.events] == events
     assert run.events[0].data == {"worker": "test", "fence": 1}
     assert run.events[-1].data == data

@@ -10,11 +10,11 @@ def test_a_task_succeeds(taskyard: RunningTaskyard) -> None:  # a fixture, which
     assert taskyard.run("pages.fetch", {"url": "https://example.com/"})["status"] == "succeeded"
 """
 
-from taskyard.testing.batches import run_batch
+from taskyard.testing.batches import arun_batch, run_batch
 from taskyard.testing.conformance import assert_plugin_conforms, check_plugin
 from taskyard.testing.receiver import Answer, Received, Receiver, receiver
 from taskyard.testing.recording import LogLine
-from taskyard.testing.runs import HandlerRun, NotifierRun, make_event, run_handler, run_notifier
+from taskyard.testing.runs import HandlerRun, NotifierRun, arun_handler, make_event, run_handler, run_notifier
 from taskyard.testing.service import CallRefused, NotStarted, RunningTaskyard, running_taskyard
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
     "Received",
     "Receiver",
     "RunningTaskyard",
+    "arun_batch",
+    "arun_handler",
     "assert_plugin_conforms",
     "check_plugin",
     "make_event",

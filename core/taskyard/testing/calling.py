@@ -65,14 +65,16 @@ def callee(handler: Handler[Any, Any], config: Any, timeout: float, resources: M
     given, asked = dict(resources or {}), dict(handler.resources)
     if odd := [key for key in given if key not in asked.values()]:
         raise TypeError(f"{handler.type} asks for no resource {shown(odd[0])}; it asks for {', '.join(map(shown, asked.values())) or 'none'}")
-    hook = next(_hooks("taskyard_lifespan", handler, thorough=len(given) < len(asked)), None)
+    hook = next(hooks_near("taskyard_lifespan", handler, thorough=len(given) < len(asked)), None)
     lifespans = read_lifespans(handler.plugin, hook, config) if hook else []
     check_resources([replace(handler, resources=tuple((name, key) for name, key in asked.items() if key not in given))], lifespans)
     return Callee(handler, config, timeout, given, needed(handler, lifespans, replaced=given))
 
 
 def refuse_running_loop(handler: Handler[Any, Any]) -> None:
-    """Raise RuntimeError if an event loop runs here: an async handler could not be run, and a sync one would find a loop that no worker has."""
+    """Raise RuntimeError if an async handler can't be run here, because an event loop runs already."""
+    if not handler.is_async:
+        return
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -80,7 +82,7 @@ def refuse_running_loop(handler: Handler[Any, Any]) -> None:
     raise RuntimeError(f"An event loop runs here. In an async test, run {handler.type} with `await arun_handler(...)` or `await arun_batch(...)`.")
 
 
-def _hooks(name: str, handler: Handler[Any, Any], *, thorough: bool) -> Iterator[Callable[..., Any]]:
+def hooks_near(name: str, handler: Handler[Any, Any], *, thorough: bool) -> Iterator[Callable[..., Any]]:
     """The implementations of a hook by the plugin that brings a handler: in its module, in a package above, or (``thorough``) where its entry point is."""
     function = inspect.unwrap(functions.body_of(handler.function))
     parts = function.__module__.split(".")
@@ -90,3 +92,8 @@ def _hooks(name: str, handler: Handler[Any, Any], *, thorough: bool) -> Iterator
     if thorough:
         own: list[importlib_metadata.EntryPoint] = [entry for entry in entry_points(GROUP) if entry.module.split(".")[0] == parts[0]]
         yield from (getattr(plugin, name) for plugin in (entry.load() for entry in own) if hasattr(plugin, name))
+
+
+def names_near(handler: Handler[Any, Any]) -> list[Any]:
+    """What the names of a handler's module stand for."""
+    return list(getattr(inspect.unwrap(functions.body_of(handler.function)), "__globals__", {}).values())

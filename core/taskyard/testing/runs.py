@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 from uuid import UUID
 
 import structlog
@@ -21,7 +21,8 @@ from taskyard.notifiers import DeliveryContext, Event, Notifier, TaskInfo, check
 from taskyard.outcomes import ending_of, ending_of_timeout, timed_out
 from taskyard.payloads import payload_json
 from taskyard.storable import escape_pointer
-from taskyard.testing.calling import Callee, callee
+from taskyard.testing.calling import Callee, callee, refuse_running_loop
+from taskyard.testing.children import child_check
 from taskyard.testing.interrupting import TimeIsUp
 from taskyard.testing.recording import LogLine, recording_log
 from taskyard.upgrades import read_payload
@@ -73,7 +74,89 @@ class _Recorder:
             self.listener(fraction, message)
 
 
-def run_handler(
+class RunOptions(TypedDict, total=False):
+    """What :func:`run_handler` takes beside the handler and its payload."""
+
+    config: Any
+    attempt: int
+    fence: int | None
+    task_id: UUID | None
+    tags: tuple[str, ...]
+    metadata: Mapping[str, Any] | None
+    namespace: str
+    parent_id: UUID | None
+    max_attempts: int | None
+    timeout: float | None
+    cancelled: bool
+    stored: bool
+    on_progress: Callable[[float | None, str | None], None] | None
+    resources: Mapping[Any, Any] | None
+    other_types: Iterable[str]
+
+
+def run_handler(handler: Handler[Any, Any], payload: Any, **options: Unpack[RunOptions]) -> HandlerRun:
+    """Run a handler once, sync or async, and tell how it ended. In an async test: ``await arun_handler(...)``.
+
+    ``payload`` is JSON-able or a model; it is validated as at submission. ``fence`` is the attempt unless it is given; a run
+    again after a lost one has the same attempt and a higher fence. ``max_attempts`` and ``timeout`` (seconds) are the
+    handler's unless they are given. Timeouts
+    interrupt a sync handler only in the main thread, and not where pytest-timeout's alarm by SIGALRM comes first. ``cancelled=True`` runs a task
+    that was already asked to stop. ``stored=True`` reads the payload as a worker reads one that was stored long ago: through the handler's ``upgrade``, if
+    it does not fit. ``on_progress`` is called with each progress report.
+
+    The lifespans of the handler's plugin that it needs are started for this run, in its loop, and ended after it. ``resources`` has fakes by
+    type, such as ``{httpx2.AsyncClient: fake}``; a lifespan all of whose resources are given so, or not asked for, is not started.
+
+    Tasks that the handler submits are checked as by a worker, against the handlers of its plugin and of those that are installed. ``other_types`` are
+    types of plugins that are not installed here; any payload fits them.
+
+    Raises:
+        RuntimeError: an event loop runs here, and the handler is async.
+        InvalidInput: the payload does not fit; carries pointers.
+        LifespanFailed: a lifespan that the handler needs did not start.
+        InvalidHandler: nobody provides a resource that it asks for.
+        TypeError: ``resources`` has one that it does not ask for.
+    """
+    refuse_running_loop(handler)
+    one = _begin(handler, payload, **options)
+    if one.over is None:
+        try:
+            one.over = _settled(one, one.target.call(one.arguments))
+        except BaseException as error:
+            one.over = _ended(one.target, one.context, error)
+    return one.told()
+
+
+async def arun_handler(handler: Handler[Any, Any], payload: Any, **options: Unpack[RunOptions]) -> HandlerRun:
+    """:func:`run_handler` in the running event loop: the handler, and the lifespans that it needs, run in it. A sync handler runs in a thread."""
+    one = _begin(handler, payload, **options)
+    if one.over is None:
+        try:
+            one.over = _settled(one, await one.target.acall(one.arguments))
+        except BaseException as error:
+            one.over = _ended(one.target, one.context, error)
+    return one.told()
+
+
+@dataclass(slots=True)
+class _One:
+    """A run from its beginning to what is told of it. ``over`` is how it ended, once it has."""
+
+    target: Callee
+    context: Context
+    recorder: _Recorder
+    lines: list[LogLine]
+    arguments: tuple[Any, ...] = ()
+    over: HandlerRun | None = None
+
+    def told(self) -> HandlerRun:
+        assert self.over is not None
+        self.over.progress, self.over.logs = self.recorder.seen, self.lines
+        self.over.events = _history(self.target.handler, self.context, self.over)
+        return self.over
+
+
+def _begin(
     handler: Handler[Any, Any],
     payload: Any,
     *,
@@ -91,31 +174,14 @@ def run_handler(
     stored: bool = False,
     on_progress: Callable[[float | None, str | None], None] | None = None,
     resources: Mapping[Any, Any] | None = None,
-) -> HandlerRun:
-    """Run a handler once, sync or async, and tell how it ended. Must not be called from a running event loop.
-
-    ``payload`` is JSON-able or a model; it is validated as at submission. ``fence`` is the attempt unless it is given; a run
-    again after a lost one has the same attempt and a higher fence. ``max_attempts`` and ``timeout`` (seconds) are the
-    handler's unless they are given. Timeouts
-    interrupt a sync handler only in the main thread, and not where pytest-timeout's alarm by SIGALRM comes first. ``cancelled=True`` runs a task
-    that was already asked to stop. ``stored=True`` reads the payload as a worker reads one that was stored long ago: through the handler's ``upgrade``, if
-    it does not fit. ``on_progress`` is called with each progress report.
-
-    The lifespans of the handler's plugin that it needs are started for this run, in its loop, and ended after it. ``resources`` has fakes by
-    type, such as ``{httpx2.AsyncClient: fake}``; a lifespan all of whose resources are given so, or not asked for, is not started.
-
-    Raises:
-        InvalidInput: the payload does not fit; carries pointers.
-        LifespanFailed: a lifespan that the handler needs did not start.
-        InvalidHandler: nobody provides a resource that it asks for.
-        TypeError: ``resources`` has one that it does not ask for.
-    """
+    other_types: Iterable[str] = (),
+) -> _One:
     seconds = handler.timeout if timeout is None else timeout
-    target = callee(handler, config, seconds, resources)
     recorder = _Recorder(listener=on_progress)
     lines: list[LogLine] = []
+    id_ = task_id or uuid7.uuid7()
     ctx = Context(
-        task_id=task_id or uuid7.uuid7(),
+        task_id=id_,
         type=handler.type,
         attempt=attempt,
         fence=attempt if fence is None else fence,
@@ -129,17 +195,27 @@ def run_handler(
         namespace=namespace,
         parent_id=parent_id,
         max_attempts=handler.retry.max_attempts if max_attempts is None else max_attempts,
+        _check=child_check(handler, config, namespace, id_, other_types),
     )
     if cancelled:
         ctx.cancel()
+    one = _One(callee(handler, config, seconds, resources), ctx, recorder, lines)
     try:
         given = read_payload(handler, _as_text(payload)) if stored else _validated(handler, payload)
-        run = _outcome(target, given, ctx)
     except Outcome as error:
-        run = _ended(handler, ctx, error, seconds)
-    run.progress, run.logs = recorder.seen, lines
-    run.events = _history(handler, ctx, run)
-    return run
+        one.over = _ended(one.target, ctx, error)
+        return one
+    taken: tuple[Any, Any] = (given, ctx) if handler.batch is None else ([given], [ctx])
+    one.arguments = taken if handler.wants_context else taken[:1]
+    return one
+
+
+def _settled(one: _One, value: Any) -> HandlerRun:
+    """How a run ended whose function has returned this. Raises what makes it end otherwise."""
+    handler = one.target.handler
+    if handler.batch is not None:
+        value = _only_item(value)
+    return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=one.context.submissions)
 
 
 def _history(handler: Handler[Any, Any], ctx: Context, run: HandlerRun) -> list[Event]:
@@ -179,21 +255,6 @@ def _validated(handler: Handler[Any, Any], payload: Any) -> Any:
         raise InvalidInput(f"{handler.type} refuses this payload: {told}", problems) from error
 
 
-def _outcome(target: Callee, payload: Any, ctx: Context) -> HandlerRun:
-    handler = target.handler
-    given: tuple[Any, Any] = (payload, ctx) if handler.batch is None else ([payload], [ctx])
-    arguments = given if handler.wants_context else given[:1]
-    try:
-        value = target.call(arguments)
-        if handler.batch is not None:
-            value = _only_item(value)
-        return HandlerRun("succeeded", result=_checked_result(handler, value), submissions=ctx.submissions)
-    except LifespanFailed:
-        raise
-    except BaseException as error:
-        return _ended(handler, ctx, error, target.timeout)
-
-
 def _only_item(value: Any) -> Any:
     """What a batch handler has returned for a batch of one. An exception is raised."""
     if not isinstance(value, list | tuple) or len(value) != 1:
@@ -211,9 +272,10 @@ def _checked_result(handler: Handler[Any, Any], value: Any) -> Any:
         raise TaskFailed(str(error), code="invalid-result") from error
 
 
-def _ended(handler: Handler[Any, Any], ctx: Context, raised: BaseException, seconds: float) -> HandlerRun:
-    """What becomes of a task whose run raised, as :mod:`taskyard.outcomes` says. Ctrl-C ends the test, not the run."""
-    if isinstance(raised, KeyboardInterrupt):
+def _ended(target: Callee, ctx: Context, raised: BaseException) -> HandlerRun:
+    """What becomes of a task whose run raised, as :mod:`taskyard.outcomes` says. Ctrl-C and pytest's ``fail`` and ``skip`` end the test, not the run."""
+    handler, seconds = target.handler, target.timeout
+    if isinstance(raised, KeyboardInterrupt | LifespanFailed) or any(kind.__module__ == "_pytest.outcomes" for kind in type(raised).__mro__):
         raise raised
     ending = ending_of(raised, handler.retry, asked_to_stop=ctx.cancelled())
     if isinstance(raised, TimeIsUp):
