@@ -50,10 +50,12 @@ chaos: $(READY)  ## Hurt the real roles under load and count everything: TASKS=,
 	@.venv-bench/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
 	@touch $@
 
-# The generator of a client needs other versions than we do. A test makes it, when it is run.
-.venv-client/.ready: tests/api/requirements-client.txt
+# Generators of clients need other versions than we do, Java and Node.js: PyPI has all of them. A test makes it, when it is run.
+.venv-client/.ready: tests/api/requirements-client.txt tests/api/package.json
 	@test -x .venv-client/bin/python || $(PYTHON) -m venv .venv-client
 	@.venv-client/bin/python -m pip --quiet --disable-pip-version-check install --requirement $<
+	@mkdir -p .venv-client/node && cp tests/api/package.json .venv-client/node
+	@PATH="$(CURDIR)/.venv-client/bin:$$PATH" npm install --prefix .venv-client/node --silent --no-package-lock --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 constraints: $(READY)  ## Pin the versions that .venv has now in constraints.txt

@@ -85,6 +85,7 @@ SLOW = {
     "test_first_plugin.py",
     "test_forks.py",
     "test_generated_client.py",
+    "test_generated_clients.py",
     "test_ground.py",
     "test_harness.py",
     "test_isolation.py",
