@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from taskyard import __version__
 from taskyard.certificates import check_certificates
@@ -29,7 +30,9 @@ from taskyard_api.routes import actions, catalogue, deliveries, health, live, me
 from taskyard_api.service import Service
 
 #: Headers of ours that a web page may read, where web pages may call at all.
-EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
+EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After", "Taskyard-Warning", "X-Request-ID")
+#: Bytes from which on an answer is packed for those who take gzip, and how hard: half the time of the default, for JSON that is a few percent longer.
+GZIP_FROM, GZIP_LEVEL = 1024, 4
 DESCRIPTION = f"""Typed background tasks. The same calls answer under `/api`, and with a trailing slash.
 Times are RFC 3339 with an offset, from 1970-01-01 to 9999-12-30; whole numbers are written without a fraction (`5`, not `5.0`); the character
 U+0000 is refused wherever it stands, and so is a number that a 64-bit float would change (`1e-400`, or more digits than it has): send such a number
@@ -77,6 +80,8 @@ def create_app(settings: Settings, registry: Registry) -> FastAPI:
         app.include_router(router, prefix=prefix)
         own.restore(alarming_requests(router.routes, prefix))
     app.state.draining = draining
+    # No key is ever in an answer, and browsers send none by themselves: BREACH finds nothing to guess. Streams of events are not packed.
+    app.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM, compresslevel=GZIP_LEVEL)
     if settings.asks_for_keys:
         app.add_middleware(Gate)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -63,7 +63,9 @@ async def act(steps: Steps[K], after: K | None) -> Outcome[K]:
     return replace(done, last=None)
 
 
-def answer(outcome: Outcome[Any], position: Callable[[Any], bytes], bound_to: Any) -> Response:
-    """The outcome as JSON; with ``next_cursor`` if there may be more."""
+def answer(outcome: Outcome[Any], position: Callable[[Any], bytes], bound_to: Any, would: Mapping[tuple[str, str], int] | None = None) -> Response:
+    """The outcome as JSON; with ``next_cursor`` if there may be more. ``would`` counts what a dry run would have changed, by old and new status."""
+    counts = [{"status": old, "becomes": new, "count": count} for (old, new), count in sorted((would or {}).items())]
+    told = {} if would is None else {"would_change": counts}
     more = {} if outcome.last is None else {"next_cursor": cursors.encode(position(outcome.last), bound_to)}
-    return Response(to_json({"matched": outcome.matched, "changed": outcome.changed} | more), media_type="application/json")
+    return Response(to_json({"matched": outcome.matched, "changed": outcome.changed} | told | more), media_type="application/json")

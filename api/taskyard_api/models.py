@@ -283,11 +283,25 @@ class TaskReceipts(Out):
     items: list[TaskReceipt]
 
 
+class WouldChange(Out):
+    """What a dry run would have changed."""
+
+    status: str = Field(description="As it is.")
+    becomes: str = Field(description="As it would be. `running` for a running task that would be asked to stop.")
+    count: int
+
+
+WouldChangeAll = Annotated[
+    list[WouldChange], Field(default_factory=list, description="There only with `dry_run`: how many would be moved, by old and new status.")
+]
+
+
 class ActionOut(Out):
     """What an action came to."""
 
     matched: int = Field(description="Tasks that the filter found.")
     changed: int = Field(description="Those of them that the action has moved.")
+    would_change: WouldChangeAll
     next_cursor: str = Field("", description="There only if more may match: send the action again with it as `cursor`.")
 
 
@@ -296,6 +310,7 @@ class DeliveryActionOut(Out):
 
     matched: int = Field(description="Deliveries that the filter found.")
     changed: int = Field(description="Those of them that are sent again: the others are on their way.")
+    would_change: WouldChangeAll
     next_cursor: str = Field("", description="There only if more may match: send the action again with it as `cursor`.")
 
 

@@ -52,6 +52,11 @@ HEADERS: dict[str, tuple[str, Schema, str]] = {
         {"type": "string", "pattern": '^"submissions";q=[0-9]+;w=[0-9]+$'},
         '"submissions";q=10;w=1',
     ),
+    "Taskyard-Warning": (
+        "No live worker serves a queue that tasks were submitted to: they wait. As it was seen within the last seconds.",
+        {"type": "string"},
+        "no live worker serves the queue reports",
+    ),
     "Retry-After": ("Seconds after which to come back.", {"type": "string", "pattern": "^[0-9]+$"}, "2"),
     "WWW-Authenticate": ("What is missing, or wrong (RFC 6750).", {"type": "string"}, 'Bearer realm="taskyard"'),
     "X-Request-ID": ("The request's id, as the service's log has it: the client's own, or a new one.", {"type": "string", "maxLength": 128}, "9f1c2d3e"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Any, Literal, NotRequired, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypeVar, get_args
 from uuid import UUID
 
 from fastapi import Path
@@ -32,8 +34,10 @@ from taskyard.events import DIGEST, EVENT_TYPES, SYSTEM_EVENT_TYPES
 from taskyard.lifecycle import Status
 from taskyard.logline import Level
 from taskyard.queries import TaskFilters
-from taskyard.spelling import did_you_mean
+from taskyard.spelling import LONGEST, did_you_mean
+from taskyard.storable import escape_pointer, find_unstorable
 from taskyard.validation import Instant, problems_of, unknown_names
+from taskyard_api.models import TaskOut
 
 
 def _storable(value: str) -> str:
@@ -65,10 +69,14 @@ class Query(BaseModel):
     """The query parameters of a call."""
 
     model_config = ConfigDict(extra="forbid")
+    #: Names that begin so are read elsewhere.
+    elsewhere: ClassVar[str | None] = None
 
     @model_validator(mode="before")
     @classmethod
     def _only_known(cls, sent: Any) -> Any:
+        if cls.elsewhere and isinstance(sent, Mapping):
+            sent = {name: value for name, value in sent.items() if not name.startswith(cls.elsewhere)}
         problems = unknown_names(sent, cls.model_fields, "query parameter") if isinstance(sent, Mapping) else []
         if problems:
             names = ", ".join(pointer.removeprefix("/") for pointer, _ in problems)
@@ -121,6 +129,8 @@ class FilterQuery(Query):
     created_before: Moment | None = Field(None, description="Not included.")
     q: Word | None = Field(None, description="Start of an id, a type or a tag. One that is more than the first group of an id is looked for as that alone.")
     parent_id: UUID | None = Field(None, description="The task whose handler submitted them.")
+    id: list[UUID] = Field(default_factory=list, max_length=200)
+    unique_key: Words
 
     def filters(self) -> TaskFilters:
         """These parameters as core's filters."""
@@ -134,6 +144,8 @@ class FilterQuery(Query):
             created_before=self.created_before,
             q=self.q,
             parent_id=self.parent_id,
+            id=tuple(sorted(set(self.id))),
+            unique_key=tuple(sorted(set(self.unique_key))),
         )
 
 
@@ -155,8 +167,69 @@ class TaskStreamQuery(Query):
     named: Named = True
 
 
+METADATA = "metadata."
+#: Names of metadata that one list may look for.
+MOST_NAMES = 10
+_KNOWN_FIELDS = tuple(TaskOut.model_fields)
+
+
+def _known_fields(given: str) -> str:
+    for name in given.split(","):
+        if name not in _KNOWN_FIELDS:
+            raise PydanticCustomError("field", "{said}", {"said": f"a task has no field {name[:LONGEST]!r}.{did_you_mean(name, _KNOWN_FIELDS)}"})
+    return given
+
+
 class TaskQuery(FilterQuery, PageQuery):
-    """Which tasks, and which page of them."""
+    """Which tasks, which page of them, and what of each."""
+
+    elsewhere: ClassVar[str | None] = METADATA
+
+    fields: Annotated[
+        str | None,
+        Field(
+            max_length=500,
+            description="Only these fields of each task, with commas between them, such as `id,type,status`. Payloads and results that are not among them are "
+            "not read at all.",
+            json_schema_extra={"pattern": f"^({'|'.join(_KNOWN_FIELDS)})(,({'|'.join(_KNOWN_FIELDS)}))*$"},
+        ),
+        AfterValidator(lambda given: None if given is None else _known_fields(given)),
+    ] = None
+
+    def chosen(self) -> frozenset[str] | None:
+        """The fields to show; None: all."""
+        return None if self.fields is None else frozenset(self.fields.split(","))
+
+
+def metadata_filter(given: Iterable[tuple[str, str]]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """What ``metadata.NAME=VALUE`` asks for. A value is text and, if it reads as one, a number, a truth value or null.
+
+    Raises:
+        InvalidInput: there are too many names, or a name or value is too long.
+    """
+    found: dict[str, list[Any]] = {}
+    for sent, value in given:
+        if not sent.startswith(METADATA):
+            continue
+        name = sent.removeprefix(METADATA)
+        if not 1 <= len(name) <= 255 or len(value) > 255 or "\x00" in name + value:
+            raise InvalidInput(
+                "The query is not as expected: metadata.", [(f"/{escape_pointer(sent[:LONGEST])}", "expected a name and a value of up to 255 characters")]
+            )
+        found.setdefault(name, []).extend(_readings(value))
+    if len(found) > MOST_NAMES:
+        raise InvalidInput("The query is not as expected: metadata.", [("/metadata", f"expected up to {MOST_NAMES} names")])
+    return tuple(sorted((name, tuple(values)) for name, values in found.items()))
+
+
+def _readings(value: str) -> list[Any]:
+    """What a value of a query may mean."""
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return [value]
+    scalar = read is None or isinstance(read, int) or (isinstance(read, float) and math.isfinite(read))
+    return [value, read] if scalar and find_unstorable(read) is None else [value]
 
 
 DeliveryStatus = Literal["pending", "queued", "sending", "delivered", "dead"]
@@ -190,15 +263,27 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _any_of(kind: Any) -> Any:
+def _any_of(kind: Any, most: int = 50) -> Any:
     """One value, or a list of those of which any may hold."""
-    several = {"type": "array", "items": kind, "minItems": 1, "maxItems": 50}
+    several = {"type": "array", "items": kind, "minItems": 1, "maxItems": most}
     return WithJsonSchema({"anyOf": [kind, several]})
 
 
 _WORDS = _any_of({"type": "string", "minLength": 1, "maxLength": 255})
 SomeWords = Annotated[list[Word], BeforeValidator(_listed), Field(min_length=1, max_length=50), _WORDS]
 SomeStatuses = Annotated[list[Status], BeforeValidator(_listed), Field(min_length=1, max_length=50), _any_of({"enum": list(get_args(Status))})]
+
+
+# Not the values' types: clients that are generated would have a class for them.
+_METADATA = WithJsonSchema(
+    {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": MOST_NAMES,
+        "description": "Names at the top level of a task's metadata, and the value that each has: text, a number, a truth value or null.",
+        "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+    }
+)
 
 
 class ActionFilter(TypedDict, total=False):
@@ -215,6 +300,11 @@ class ActionFilter(TypedDict, total=False):
     created_before: Annotated[Instant, Field(description="Not included.")]
     q: Annotated[Word, Field(description="Start of an id, a type or a tag. One that is more than the first group of an id is looked for as that alone.")]
     parent_id: Annotated[UUID, Field(strict=False, description="The task whose handler submitted them.")]
+    id: Annotated[
+        list[Annotated[UUID, Strict(False)]], BeforeValidator(_listed), Field(min_length=1, max_length=200), _any_of({"type": "string", "format": "uuid"}, 200)
+    ]
+    unique_key: SomeWords
+    metadata: Annotated[dict[str, str | bool | int | float | None], Field(min_length=1, max_length=MOST_NAMES), _METADATA]
 
 
 _EXAMPLE: dict[str, Any] = {"examples": [{"action": "cancel", "filter": {"type": "pages.fetch", "status": ["scheduled", "pending"]}, "dry_run": True}]}
@@ -297,6 +387,9 @@ def action_filters(chosen: ActionFilter) -> TaskFilters:
         created_before=chosen.get("created_before"),
         q=chosen.get("q"),
         parent_id=chosen.get("parent_id"),
+        id=tuple(sorted(set(chosen.get("id", ())))),
+        unique_key=tuple(sorted(set(chosen.get("unique_key", ())))),
+        metadata=tuple(sorted((name, (value,)) for name, value in chosen.get("metadata", {}).items())),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Concatenate, ParamSpec, TypeVar
 from fastapi import Depends, Request
 from sqlalchemy import Connection, RowMapping
 
-from taskyard import audit, failpoints, gauges, ids, metrics, readiness
+from taskyard import audit, failpoints, gauges, ids, metrics, readiness, workers
 from taskyard.audit import Actor
 from taskyard.errors import InvalidInput
 from taskyard.ids import PublicIds
@@ -30,6 +30,7 @@ from taskyard_api.lists import Lists
 from taskyard_api.live import Feed
 from taskyard_api.measures import Measures
 from taskyard_api.quotas import Quotas
+from taskyard_api.served import Served
 from taskyard_api.waits import Waits
 from taskyard_api.watch import address_of
 
@@ -62,11 +63,13 @@ class Service:
         self._ids, self._ids_until = PublicIds(), 0.0
         self.waits = Waits(self.database)
         self.measures = Measures(self.database, Tally.of(registry), own, self.feed, self.waits)
+        self.served = Served(lambda: self.read(workers.served_queues, settings.dispatch.worker_silence))
         self.scrape = Glimpse(lambda: self.read(gauges.scrape, settings, self.measures.shared))
         self.readiness = Glimpse(self._look_at_readiness)
 
     async def close(self) -> None:
         """Finish what is on its way, and let the database go."""
+        await self.served.close()
         await self.feed.close()
         await self.waits.close()
         await self.commits.close()

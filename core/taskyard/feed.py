@@ -33,6 +33,7 @@ SELECT DISTINCT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND
 )
 _TOLD = f"""
 SELECT e.id, e.task_id, e.namespace, e.type AS event, e.time, e.attempt, e.data, t.type, t.queue, t.priority, t.tags, t.status, t.created_at, t.parent_id,
+  t.unique_key,
   {OUTCOME} AS outcome
 FROM events e JOIN tasks t ON t.id = e.task_id WHERE e.id > :after AND e.id <= :upto"""
 _EVENTS = text(f"{_TOLD} ORDER BY e.id LIMIT :limit")
@@ -104,6 +105,8 @@ def is_wanted(row: RowMapping, namespace: str | None, filters: TaskFilters) -> b
         and (not filters.tag or not set(filters.tag).isdisjoint(row["tags"]))
         and filters.priority in (None, row["priority"])
         and filters.parent_id in (None, row["parent_id"])
+        and (not filters.id or row["task_id"] in filters.id)
+        and (not filters.unique_key or row["unique_key"] in filters.unique_key)
         and (filters.created_after is None or row["created_at"] >= filters.created_after)
         and (filters.created_before is None or row["created_at"] < filters.created_before)
         and (not filters.q or _starts_with(row, filters.q))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from itertools import product
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, false, func, not_, or_, select, text, union_all
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, false, func, not_, null, or_, select, text, union_all
 
 from taskyard import cursors, schema_version
 from taskyard.errors import InvalidInput, NotFound
@@ -35,7 +35,7 @@ class TaskFilters:
     """Which tasks to list. Different filters must all hold; of several values of one filter, any may.
 
     ``created_after`` is included, ``created_before`` is not. ``q`` is the start of an id, a type or a tag; what can be nothing but the start
-    of an id (see ``id_only``) is looked for as that alone.
+    of an id (see ``id_only``) is looked for as that alone. ``metadata`` has names, each with the values that it may have.
     """
 
     status: tuple[str, ...] = ()
@@ -47,6 +47,14 @@ class TaskFilters:
     created_before: datetime | None = None
     q: str | None = None
     parent_id: UUID | None = None
+    id: tuple[UUID, ...] = ()
+    unique_key: tuple[str, ...] = ()
+    metadata: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What cursors are bound to. Filters that are newer than cursors are left out where they are empty: pages go on over an upgrade."""
+        newer = ("id", "unique_key", "metadata")
+        return {name: value for name, value in asdict(self).items() if value or name not in newer}
 
 
 #: Lists of all namespaces read each one's indexes by itself, up to so many of them.
@@ -77,28 +85,35 @@ def namespace_of_task(connection: Connection, task_id: UUID) -> str | None:
     return found
 
 
-def list_tasks(connection: Connection, namespace: str | None, filters: TaskFilters, limit: int, cursor: str | None = None) -> Page:
-    """One page of tasks of a namespace, or (None) of all, newest first.
+def list_tasks(
+    connection: Connection, namespace: str | None, filters: TaskFilters, limit: int, cursor: str | None = None, without: Collection[str] = ()
+) -> Page:
+    """One page of tasks of a namespace, or (None) of all, newest first. Columns that may be null are not read if they are ``without``.
 
     Raises:
         InvalidInput: the cursor is garbled, or belongs to other filters.
     """
-    bound_to = ["tasks", namespace, asdict(filters)]
+    bound_to = ["tasks", namespace, filters.identity()]
     conditions = _conditions(filters)
     if cursor is not None:
         conditions.append(tasks.c.id < uuid_of(cursors.decode(cursor, bound_to)))
     apart = product(within(connection, tasks.c.namespace, namespace), _branches(filters))
-    branches = [select(tasks).where(*conditions, *each).order_by(tasks.c.id.desc()).limit(limit + 1) for each in apart]
+    columns = [null().label(column.name) if column.name in without else column for column in tasks.c]
+    branches = [select(*columns).where(*conditions, *each).order_by(tasks.c.id.desc()).limit(limit + 1) for each in apart]
     rows = connection.execute(merged(branches, limit + 1)).all()
     return page_of(rows, limit, lambda row: row.id.bytes, bound_to)
 
 
 def matching(connection: Connection, namespace: str, filters: TaskFilters, limit: int, before: UUID | None = None) -> list[Row[Any]]:
-    """The id and status of up to ``limit`` tasks, newest first, from before an id on. What is submitted meanwhile never shows up."""
+    """Up to ``limit`` tasks, newest first, from before an id on: ``id``, ``status``, ``ahead`` and ``stopping`` (see lifecycle.becomes).
+
+    What is submitted meanwhile never shows up.
+    """
     conditions = [tasks.c.namespace == namespace, *_conditions(filters)]
     if before is not None:
         conditions.append(tasks.c.id < before)
-    chosen = (tasks.c.id, tasks.c.status)
+    stopping = tasks.c.cancel_requested_at.is_not(None)
+    chosen = (tasks.c.id, tasks.c.status, func.coalesce(tasks.c.run_at > func.now(), false()).label("ahead"), stopping.label("stopping"))
     branches = [select(*chosen).where(*conditions, branch).order_by(tasks.c.id.desc()).limit(limit) for branch in _branches(filters)]
     return list(connection.execute(merged(branches, limit)).all())
 
@@ -125,6 +140,8 @@ def merged(branches: list[Select[Any]], limit: int) -> Any:
 
 def _branches(filters: TaskFilters) -> list[ColumnElement[bool]]:
     """Disjoint conditions, each of which reads one index newest first. A single OR of them would read none."""
+    if filters.id:
+        return [tasks.c.id.in_(filters.id)]
     if filters.parent_id is not None:
         return [tasks.c.parent_id == filters.parent_id]
     if filters.status:
@@ -144,10 +161,15 @@ def held() -> ColumnElement[bool]:
 
 def _conditions(filters: TaskFilters) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
-    if filters.type and (filters.status or filters.parent_id):
+    if filters.type and (filters.status or filters.parent_id or filters.id):
         found.append(tasks.c.type.in_(filters.type))
-    if filters.status and filters.parent_id:
+    if filters.status and (filters.parent_id or filters.id):
         found.append(tasks.c.status.in_(filters.status))
+    if filters.parent_id and filters.id:
+        found.append(tasks.c.parent_id == filters.parent_id)
+    if filters.unique_key:
+        found.append(tasks.c.unique_key.in_(filters.unique_key))
+    found += [or_(*(tasks.c.metadata.contains({name: value}) for value in values)) for name, values in filters.metadata]
     if filters.queue:
         found.append(tasks.c.queue.in_(filters.queue))
     if filters.tag:

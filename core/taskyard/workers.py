@@ -49,6 +49,12 @@ def live(connection: Connection, settings: Settings) -> list[LiveWorker]:
     return [LiveWorker(row.name, row.host, row.idle, bool(row.stuck)) for row in connection.execute(_LIVE, values)]
 
 
+def served_queues(connection: Connection, silence: float) -> frozenset[str]:
+    """The queues of workers that beat within ``silence`` seconds."""
+    found = text("SELECT DISTINCT unnest(queues) FROM workers WHERE beat_at > now() - :silence * interval '1 second'")
+    return frozenset(connection.execute(found, {"silence": silence}).scalars())
+
+
 def stuck_sentence(workers: Sequence[LiveWorker]) -> str | None:
     """What is wrong with these live workers; None if each of them progresses. It names none: clients may read it."""
     stuck = [worker for worker in workers if worker.stuck]

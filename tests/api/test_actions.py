@@ -55,9 +55,37 @@ async def test_what_matches_and_may_not_be_moved_is_counted_and_left(client: Asy
 
 
 async def test_a_dry_run_changes_nothing(client: AsyncClient, engine: Engine) -> None:
-    await many(client, 3)
-    assert (await act(client, "cancel", {}, dry_run=True)).json() == {"matched": 3, "changed": 0}
-    assert statuses(engine) == {"pending": 3}
+    tasks = await many(client, 5)
+    planned = await many(client, 1, delay=3600)
+    for task in (tasks[0], planned[0]):
+        await client.post(f"/tasks/{task['id']}/hold")
+    for task, status in zip(tasks[1:4], ("succeeded", "running", "running"), strict=True):
+        force(engine, task["id"], status)
+    await client.post(f"/tasks/{tasks[3]['id']}/cancel")
+    before = statuses(engine)
+    would = {action: (await act(client, action, {}, dry_run=True)).json() for action in ("cancel", "hold", "release", "retry")}
+    assert {(one["matched"], one["changed"]) for one in would.values()} == {(6, 0)}
+    moves = {action: [(one["status"], one["becomes"], one["count"]) for one in told["would_change"]] for action, told in would.items()}
+    assert moves == {
+        "cancel": [("held", "cancelled", 2), ("pending", "cancelled", 1), ("running", "running", 1)],
+        "hold": [("pending", "held", 1)],
+        "release": [("held", "pending", 1), ("held", "scheduled", 1)],
+        "retry": [],
+    }
+    assert statuses(engine) == before
+    for action in ("release", "cancel"):
+        told = (await act(client, action, {})).json()
+        assert told["changed"] == sum(count for _, _, count in moves[action])
+
+
+async def test_an_action_takes_ids_keys_and_metadata(client: AsyncClient, engine: Engine) -> None:
+    tasks = await many(client, 4, metadata={"customer": 42})
+    other = await submit(client, unique_key="one")
+    chosen = {"id": [task["id"] for task in tasks[:2]] + [other["id"]], "metadata": {"customer": 42}}
+    assert (await act(client, "hold", chosen)).json() == {"matched": 2, "changed": 2}
+    assert (await act(client, "hold", {"metadata": {"customer": "42"}})).json() == {"matched": 0, "changed": 0}
+    assert (await act(client, "cancel", {"unique_key": "one"})).json() == {"matched": 1, "changed": 1}
+    assert statuses(engine) == {"held": 2, "pending": 2, "cancelled": 1}
 
 
 async def test_all_filters_must_hold_and_of_several_values_any(client: AsyncClient, engine: Engine) -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -36,6 +37,7 @@ from taskyard_api.problems import INTERNAL, KINDS
 from taskyard_api.routes import actions
 from tests.api.conftest import Fetch, Page, fetch
 from tests.proxy import Proxy
+from tests.stack import PATIENCE
 
 pytestmark = pytest.mark.one_pair
 
@@ -325,7 +327,11 @@ def test_the_calls_do_what_they_say(call: Caller, engine: Engine, api_settings: 
     changed = call(lambda client: client.update(one.id, priority=1, run_at=later, tags=["b"]))
     assert (changed.priority, changed.run_at, changed.tags) == (1, later, ("b",))
     assert call(lambda client: client.place(two.id)).position == 1
-    assert call(lambda client: client.act("cancel", dry_run=True, tag="b")).model_dump() == {"matched": 1, "changed": 0}
+    assert call(lambda client: client.act("cancel", dry_run=True, tag="b")).model_dump() == {
+        "matched": 1,
+        "changed": 0,
+        "would_change": ({"status": "scheduled", "becomes": "cancelled", "count": 1},),
+    }
     assert call(lambda client: client.act("cancel", tag=["b", "c"])).changed == 1
     assert call(lambda client: client.retry(one.id)).status == "pending"
     assert [event.type for event in call(lambda client: client.events(one.id))][-2:] == ["task.cancelled", "task.retrying"]
@@ -349,6 +355,32 @@ def test_the_calls_do_what_they_say(call: Caller, engine: Engine, api_settings: 
     assert [error.pointer for error in refused.value.errors] == ["/notify/0/notifier"]
 
 
+def test_lists_take_fields_ids_keys_and_metadata(call: Caller) -> None:
+    one = call(lambda client: client.submit(fetch, PAGE, unique_key="one", metadata={"customer": 42, "new": True}))
+    two = call(lambda client: client.submit(fetch, PAGE, metadata={"customer": "42"}))
+    for filters, found in (
+        ({"id": [one.id]}, [one.id]),
+        ({"unique_key": "one"}, [one.id]),
+        ({"metadata": {"customer": 42}}, [two.id, one.id]),
+        ({"metadata": {"customer": 42, "new": True}}, [one.id]),
+    ):
+        assert [task.id for task in call(methodcaller("list", **filters))] == found
+        assert [task.id for task in call(methodcaller("page", **filters)).items] == found
+    (light,) = call(lambda client: client.page(id=one.id, fields=["metadata"])).items
+    assert (light.payload, light.metadata, light.status) == (None, {"customer": 42, "new": True}, "pending")
+    assert {task.payload for task in call(lambda client: client.list(fields=()))} == {None}
+    would = call(lambda client: client.act("hold", dry_run=True, metadata={"customer": 42}))
+    assert [(one.status, one.becomes, one.count) for one in would.would_change] == [("pending", "held", 1)]
+
+
+def test_who_submits_to_a_queue_without_a_worker_is_told(call: Caller) -> None:
+    call(lambda client: client.submit(fetch, PAGE))
+    deadline = time.monotonic() + PATIENCE
+    while (handle := call(lambda client: client.submit(fetch, PAGE))).warning is None:
+        assert time.monotonic() < deadline
+    assert handle.warning == "no live worker serves the queue io"
+
+
 def test_a_list_goes_over_all_pages(call: Caller) -> None:
     made = call(lambda client: client.batch([New("anything", n, tags=[f"t{n % 2}"]) for n in range(450)]))
     ids = [handle.id for handle in reversed(made)]
@@ -367,8 +399,8 @@ def test_an_action_on_more_than_one_request_moves_is_gone_on_with(call: Caller, 
     monkeypatch.setattr(actions, "PAGE", 10)
     monkeypatch.setattr(actions, "BATCH", 5)
     call(lambda client: client.batch([New(fetch, PAGE, tags=["many"]) for _ in range(25)]))
-    assert call(lambda client: client.act("hold", dry_run=True, tag="many")).model_dump() == {"matched": 25, "changed": 0}
-    assert call(lambda client: client.act("cancel", tag="many")).model_dump() == {"matched": 25, "changed": 25}
+    assert [(one.status, one.count) for one in call(lambda client: client.act("hold", dry_run=True, tag="many")).would_change] == [("pending", 25)]
+    assert call(lambda client: client.act("cancel", tag="many")).model_dump(exclude_unset=True) == {"matched": 25, "changed": 25}
 
 
 @pytest.fixture

@@ -167,7 +167,8 @@ async def act(client: AsyncClient, filter: object, **more: object) -> tuple[int,
 
 async def test_all_that_match_and_have_ended_are_sent_again(client: AsyncClient, engine: Engine) -> None:
     many(engine, KINDS)
-    assert await act(client, {"route": "a"}, dry_run=True) == (200, {"matched": 2, "changed": 0})
+    would = [{"status": status, "becomes": "pending", "count": 1} for status in ("dead", "delivered")]
+    assert await act(client, {"route": "a"}, dry_run=True) == (200, {"matched": 2, "changed": 0, "would_change": would})
     assert await act(client, {"status": "dead", "route": ["a", "b"]}) == (200, {"matched": 2, "changed": 2})
     assert await act(client, {}) == (200, {"matched": 4, "changed": 1})
     with engine.connect() as connection:

@@ -9,9 +9,9 @@ import anyio
 import pytest
 from fastapi import FastAPI
 from httpx2 import AsyncClient
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
-from taskyard import deliveries
+from taskyard import deliveries, queries
 from taskyard.queries import id_only
 from taskyard.routes import sync_routes
 from taskyard.settings import Settings
@@ -197,6 +197,86 @@ async def test_the_list_of_a_deep_table_reads_by_index(app: FastAPI, client: Asy
     while scans()[1] < looked_up + 8:  # noqa: ASYNC110  # no event of ours tells it
         await anyio.sleep(0.02)
     assert scans()[0] - read < 1000
+
+
+async def test_tasks_are_found_by_ids_keys_and_metadata(client: AsyncClient) -> None:
+    a = await submit(client, unique_key="one", metadata={"customer": "42", "plan": "free", "a.b": True})
+    b = await submit(client, unique_key="two", metadata={"customer": 42, "nested": {"customer": "7"}})
+    c = await submit(client, metadata={"customer": None})
+    await client.post(f"/tasks/{b['id']}/cancel")
+    ids = {a["id"]: "a", b["id"]: "b", c["id"]: "c"}
+    expected = {
+        f"id={a['id']}": "a",
+        f"id={c['id']}&id={a['id']}": "ca",
+        f"id={a['id']}&id={b['id']}&status=cancelled": "b",
+        f"id={a['id']}&type=pages.fetch": "",
+        f"id={a['id']}&parent_id={b['id']}": "",
+        "unique_key=two": "b",
+        "unique_key=one&unique_key=two&status=pending": "a",
+        "metadata.customer=42": "ba",
+        "metadata.customer=42&metadata.plan=free": "a",
+        "metadata.customer=7": "",
+        "metadata.customer=null": "c",
+        "metadata.a.b=true": "a",
+        "metadata.plan=%22free%22": "",
+    }
+    for query, names in expected.items():
+        assert "".join(ids[id_] for id_ in await listed(client, query)) == names, query
+        assert "".join(ids[page[0]["id"]] for page in await pages(client, "/tasks", f"{query}&limit=1") if page) == names, query
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        ("id=x", "/id/0"),
+        ("metadata.=1", "/metadata."),
+        (f"metadata.a={'x' * 256}", "/metadata.a"),
+        ("&".join(f"metadata.n{n}=1" for n in range(11)), "/metadata"),
+        ("metadata=1", "/metadata"),
+        ("fields=id,statuss", "/fields"),
+        ("fields=", "/fields"),
+    ],
+)
+async def test_a_wrong_new_filter_is_refused_with_its_place(client: AsyncClient, query: str, pointer: str) -> None:
+    answer = await client.get(f"/tasks?{query}")
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+async def test_a_list_has_the_fields_that_were_asked_for(client: AsyncClient) -> None:
+    made = await submit(client, metadata={"a": 1}, tags=["t"])
+    for _ in range(2):
+        await submit(client)
+    page = (await client.get("/tasks?tag=t&fields=id,metadata,status")).json()
+    assert page == {"items": [{"id": made["id"], "metadata": {"a": 1}, "status": "pending"}], "next_cursor": None}
+    light = (await client.get("/tasks?limit=1&fields=id&status=pending&status=held")).json()
+    assert list(light["items"][0]) == ["id"]
+    whole = (await client.get(f"/tasks?limit=2&status=pending&status=held&cursor={light['next_cursor']}")).json()["items"]
+    assert [task["payload"] for task in whole] == [made["payload"]] * 2
+    wrong = await client.get("/tasks?fields=id,statuss")
+    assert "Did you mean 'status'?" in wrong.json()["errors"][0]["detail"]
+
+
+async def test_what_is_not_asked_for_is_not_read(client: AsyncClient, engine: Engine) -> None:
+    await submit(client)
+    read: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: read.append(given[2]))
+    with engine.connect() as connection:
+        queries.list_tasks(connection, "default", queries.TaskFilters(), 10, without=("payload", "result"))
+    assert "NULL AS payload" in read[-1]
+    assert "tasks.payload" not in read[-1]
+
+
+async def test_large_answers_are_packed_for_those_who_take_that(client: AsyncClient) -> None:
+    for _ in range(3):
+        await submit(client)
+    packed = await client.get("/tasks", headers={"Accept-Encoding": "gzip"})
+    plain = await client.get("/tasks", headers={"Accept-Encoding": "identity"})
+    assert (packed.headers.get("content-encoding"), plain.headers.get("content-encoding")) == ("gzip", None)
+    assert "Accept-Encoding" in packed.headers["vary"]
+    assert int(packed.headers["content-length"]) < len(plain.content)
+    assert packed.json() == plain.json()
+    small = await client.get("/tasks?limit=1&fields=id", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in small.headers
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,6 @@ from pydantic_core import to_json
 from sqlalchemy import Connection, Row, RowMapping
 
 from taskyard import cursors, lifecycle, queries
-from taskyard.lifecycle import TRANSITIONS
 from taskyard.queries import TaskFilters
 from taskyard_api import bulk
 from taskyard_api.body import json_object
@@ -33,13 +32,14 @@ async def act_on_tasks(request: Request, service: Serving, namespace: Namespace)
     """Cancel, hold, release or retry all tasks that match a filter, newest first, a batch and a commit at a time.
 
     `matched` counts the tasks that the filter found, `changed` those of them whose status allowed the action. What is submitted meanwhile is
-    not touched. With `dry_run` nothing is changed. One request looks at up to 10,000 tasks: if there may be more, the answer has a `next_cursor`.
+    not touched. With `dry_run` nothing is changed, and `would_change` counts what would be, by old and new status, as tasks stand now.
+    One request looks at up to 10,000 tasks: if there may be more, the answer has a `next_cursor`.
     Send the same action again with it as `cursor`, until an answer has none, and add up the counts.
     """
     asked = read_action(await json_object(request))
     filters, verb = service.widened(action_filters(asked["filter"])), asked["action"]
     sought = to_json(asked["filter"]).decode()
-    lists, bound_to = service.lists, ["actions", verb, namespace, asdict(filters)]
+    lists, bound_to = service.lists, ["actions", verb, namespace, filters.identity()]
 
     def counted(moved: Sequence[RowMapping]) -> str:
         return f"{len(moved)} of {sought}"
@@ -47,8 +47,14 @@ async def act_on_tasks(request: Request, service: Serving, namespace: Namespace)
     async def find(before: UUID | None) -> Sequence[Row[Any]]:
         return await service.read(lists.timed(queries.matching), namespace, filters, PAGE, before)
 
+    would: Counter[tuple[str, str]] | None = Counter() if asked.get("dry_run") else None
+
     async def move(rows: Sequence[Row[Any]]) -> int:
-        ids = [] if asked.get("dry_run") else [row.id for row in rows if row.status in TRANSITIONS[verb]]
+        moves = [(row.id, row.status, becomes) for row in rows if (becomes := lifecycle.becomes(verb, row.status, ahead=row.ahead, stopping=row.stopping))]
+        if would is not None:
+            would.update((status, becomes) for _, status, becomes in moves)
+            return 0
+        ids = [id_ for id_, _, _ in moves]
         if not ids:
             return 0
         moved = await service.operate(request, f"tasks.{verb}", counted, lists.timed(_act), verb, namespace, filters, ids)
@@ -59,7 +65,7 @@ async def act_on_tasks(request: Request, service: Serving, namespace: Namespace)
     after = None if (cursor := asked.get("cursor")) is None else queries.uuid_of(cursors.decode(cursor, bound_to))
     async with lists.place(namespace):
         outcome = await bulk.act(bulk.Steps(find, move, PAGE, BATCH), after)
-    return bulk.answer(outcome, attrgetter("bytes"), bound_to)
+    return bulk.answer(outcome, attrgetter("bytes"), bound_to, would)
 
 
 def _act(connection: Connection, verb: str, namespace: str, filters: TaskFilters, ids: Sequence[UUID]) -> Sequence[RowMapping]:

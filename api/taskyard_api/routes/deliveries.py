@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -39,7 +40,8 @@ async def list_deliveries(request: Request, service: Serving, query: Annotated[D
 async def act_on_deliveries(request: Request, service: Serving, namespace: Namespace) -> Response:
     """Send all deliveries again that match a filter and have ended (`dead` or `delivered`), newest first, a batch and a commit at a time.
 
-    `matched` counts the deliveries that the filter found, `changed` those of them that are sent again. With `dry_run` nothing is changed. One request
+    `matched` counts the deliveries that the filter found, `changed` those of them that are sent again. With `dry_run` nothing is changed,
+    and `would_change` counts what would be, by old and new status. One request
     looks at up to 10,000 deliveries: if there may be more, the answer has a `next_cursor`, which goes on as that of `POST /tasks/actions` does.
     """
     asked, ids = read_delivery_action(await json_object(request)), await service.public_ids()
@@ -52,15 +54,20 @@ async def act_on_deliveries(request: Request, service: Serving, namespace: Names
     async def find(before: int | None) -> Sequence[Row[Any]]:
         return await service.read(lists.timed(delivery_lists.matching), namespace, filters, PAGE, before)
 
+    would: Counter[tuple[str, str]] | None = Counter() if asked.get("dry_run") else None
+
     async def move(rows: Sequence[Row[Any]]) -> int:
-        ended = [] if asked.get("dry_run") else [row.id for row in rows if row.status in ENDED]
+        if would is not None:
+            would.update((row.status, "pending") for row in rows if row.status in ENDED)
+            return 0
+        ended = [row.id for row in rows if row.status in ENDED]
         verb = lists.timed(deliveries.redeliver_many)
         return await service.operate(request, "deliveries.redeliver", counted, verb, namespace, ended, filters.status or ENDED) if ended else 0
 
     after = None if (cursor := asked.get("cursor")) is None else ids.reveal(queries.number_of(cursors.decode(cursor, bound_to)))
     async with lists.place(namespace):
         outcome = await bulk.act(bulk.Steps(find, move, PAGE, BATCH), after)
-    return bulk.answer(outcome, lambda number: ids.hide(number).to_bytes(8), bound_to)
+    return bulk.answer(outcome, lambda number: ids.hide(number).to_bytes(8), bound_to, would)
 
 
 @router.get("/deliveries/{delivery_id:delivery}", response_model=DeliveryOut, responses=problems(404))

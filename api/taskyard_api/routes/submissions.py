@@ -38,6 +38,8 @@ TURN = 0.01
 _REPLAYED = {"Idempotency-Replayed": "true"}
 #: Sent where a quota applies.
 _QUOTA = ("RateLimit", "RateLimit-Policy")
+#: Sent where tasks went to queues that nobody serves.
+WARNING = "Taskyard-Warning"
 _AGAIN = "Submitted before with this Idempotency-Key."
 _RIGHT = "It is right, and shown with its type's defaults."
 
@@ -54,10 +56,10 @@ def _shown(description: str, schema: str, maybe: Iterable[str] = ()) -> dict[str
 _PROBLEMS = problems(*BODY, 404, 429, PayloadTooLarge, UniqueConflict, UnknownTaskType, IdempotencyMismatch, PluginFailed)
 _PROBLEMS[429]["headers"] |= headers(maybe=_QUOTA)
 _ONE = _PROBLEMS | {
-    200: _shown(_AGAIN, "TaskAnswer", ["ETag", "Location", "Preference-Applied", "Idempotency-Replayed", *_QUOTA]),
-    201: {"headers": headers("ETag", "Location", maybe=["Preference-Applied", *_QUOTA])},
+    200: _shown(_AGAIN, "TaskAnswer", ["ETag", "Location", "Preference-Applied", "Idempotency-Replayed", WARNING, *_QUOTA]),
+    201: {"headers": headers("ETag", "Location", maybe=["Preference-Applied", WARNING, *_QUOTA])},
 }
-_MANY = _PROBLEMS | {200: _shown(_AGAIN, "TaskBatch", ["Idempotency-Replayed", *_QUOTA]), 201: {"headers": headers(maybe=_QUOTA)}}
+_MANY = _PROBLEMS | {200: _shown(_AGAIN, "TaskBatch", ["Idempotency-Replayed", WARNING, *_QUOTA]), 201: {"headers": headers(maybe=[WARNING, *_QUOTA])}}
 _CHECKED = problems(*BODY, PayloadTooLarge, UniqueConflict, UnknownTaskType)
 _CHECKED_ONE, _CHECKED_MANY = _CHECKED | {200: _shown(_RIGHT, "TaskPreview")}, _CHECKED | {200: _shown(_RIGHT, "TaskPreviews")}
 
@@ -96,7 +98,7 @@ async def _one(request: Request, options: SubmitOptions) -> Response:
     (row,) = submitted.rows
     id_ = row["id"]
     request.scope[TASK_ID] = str(id_)
-    headers = {"Location": f"{request.scope.get('root_path', '')}{BASE}/tasks/{id_}", **quota}
+    headers = {"Location": f"{request.scope.get('root_path', '')}{BASE}/tasks/{id_}", **quota, **_warned(service, submitted.rows)}
     if not submitted.replayed:
         service.submitted(row)
     if options.wait is not None:
@@ -147,10 +149,17 @@ async def _many(request: Request, options: SubmitOptions) -> Response:
     except InvalidInput as error:
         submitted, quota = await _made_before(service, key, error), {}
     if submitted.replayed:
-        return tasks_answer(request, submitted.rows, 200, _REPLAYED | quota)
+        return tasks_answer(request, submitted.rows, 200, _REPLAYED | quota | _warned(service, submitted.rows))
     for row in submitted.rows:
         service.submitted(row)
-    return _json({"items": [new_task(*pair) for pair in zip(new, submitted.rows, strict=True)]}, 201, quota)
+    answered = {"items": [new_task(*pair) for pair in zip(new, submitted.rows, strict=True)]}
+    return _json(answered, 201, quota | _warned(service, submitted.rows))
+
+
+def _warned(service: Service, rows: Iterable[RowMapping]) -> dict[str, str]:
+    """A header, where tasks went to queues that no live worker serves."""
+    warning = service.served.warning(row["queue"] for row in rows)
+    return {} if warning is None else {WARNING: warning}
 
 
 async def _submit(service: Service, namespace: str, new: Sequence[NewTask], key: IdempotencyKey | None, at: str) -> tuple[Submitted, dict[str, str]]:

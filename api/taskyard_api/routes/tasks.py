@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from taskyard_api import patching
 from taskyard_api.body import json_object
 from taskyard_api.conditions import IF_MATCH, IF_NONE_MATCH, IfMatch, IfNoneMatch, Verb, etag, is_known, only_if
 from taskyard_api.models import EVENT_PAGE, LOG_PAGE, PLACE, TASK, TASK_PAGE, EventPage, LogPage, PlaceOut, TaskOut, TaskPage
-from taskyard_api.parameters import LogQuery, PageQuery, TaskConvertor, TaskId, TaskQuery, task_uuid
+from taskyard_api.parameters import LogQuery, PageQuery, TaskConvertor, TaskId, TaskQuery, metadata_filter, task_uuid
 from taskyard_api.prefer import PREFER, Prefer, applied, wait_of
 from taskyard_api.routes.answers import BODY, answer, body, headers, problems, task_answer
 from taskyard_api.routes.route import Route
@@ -36,6 +37,8 @@ TaskNamespace = Annotated[str, Depends(_of_task)]
 WritableNamespace = Annotated[str, Depends(_of_task_to_write)]
 router = APIRouter(tags=["tasks"], route_class=Route)
 UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has this version already: If-None-Match.", "headers": headers("ETag")}}
+#: What may be large, and is left unread where nobody asks for it.
+_HEAVY = frozenset({"payload", "result", "error", "progress"})
 TAGGED: dict[int | str, dict[str, Any]] = {200: {"headers": headers("ETag")}}
 WAITED: dict[int | str, dict[str, Any]] = {200: {"headers": headers("ETag", maybe=["Preference-Applied"])}}
 ON_CONDITION: dict[str, Any] = {"parameters": [IF_MATCH]}
@@ -43,10 +46,20 @@ ON_CONDITION: dict[str, Any] = {"parameters": [IF_MATCH]}
 
 @router.get("/tasks", response_model=TaskPage, responses=problems())
 async def list_tasks(request: Request, service: Serving, query: Annotated[TaskQuery, Query()]) -> Response:
-    """List tasks, newest first."""
-    reach = reach_of(request, query.namespace)
-    page = await service.listed(namespace_of(request), queries.list_tasks, reach, service.widened(query.filters()), query.limit, query.cursor)
-    return answer(TASK_PAGE, page)
+    """List tasks, newest first.
+
+    `metadata.NAME=VALUE`, for up to 10 names, finds those whose metadata has this value by this name, at its top level: text, a number, `true`, `false`
+    or `null`. No index helps with metadata: it is looked for in all that the other filters leave, newest first.
+    """
+    reach, fields = reach_of(request, query.namespace), query.chosen()
+    filters = replace(service.widened(query.filters()), metadata=metadata_filter(request.query_params.multi_items()))
+    without = () if fields is None else _HEAVY - fields
+    page = await service.listed(namespace_of(request), queries.list_tasks, reach, filters, query.limit, query.cursor, without)
+    if fields is None:
+        return answer(TASK_PAGE, page)
+    made = TASK_PAGE.validate_python(page, from_attributes=True)
+    shown: Any = {"items": {"__all__": fields}, "next_cursor": True}
+    return Response(TASK_PAGE.dump_json(made, include=shown), media_type="application/json")
 
 
 @router.get(

@@ -124,7 +124,7 @@ def redeliver(
     with connect(url, key, profile) as service:
         if not ids:
             done = service.redeliver_all(dry_run=dry_run, **chosen)
-            write_json(done.model_dump()) if as_json else say(f"{done.matched} found, {done.changed} sent again.")
+            write_json(done.model_dump(exclude_unset=True)) if as_json else say(f"{done.matched} found, {done.changed} sent again.")
             return
         moved = [service.call("POST", "deliveries", id_, "redeliver") for id_ in ids]
     write_json({"items": moved}) if as_json else write_table(COLUMNS, [_row(delivery) for delivery in moved])

@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from taskyard.cli.output import AsJson, console, json_text, write_json, write_lines, write_pairs
+from taskyard.cli.output import AsJson, console, json_text, say, write_json, write_lines, write_pairs
 from taskyard.cli.rest import Key, ProfileName, Url, complete_queue, complete_type, connect
 from taskyard.cli.submit_lines import submit_lines
 from taskyard.client import Client, Event, New, Retries, Task
@@ -80,6 +80,8 @@ def submit(
             write_answer(client.check(New(type, body, **options)), as_json=as_json)
             return
         handle = client.submit(type, body, idempotency_key=idempotency_key, **options)
+        if handle.warning:
+            say(f"Warning: {handle.warning}.")
         task = wait_for(client, handle.task, quiet=as_json) if wait else handle.task
     write_answer(task, as_json=as_json)
     if wait and task.status != "succeeded":

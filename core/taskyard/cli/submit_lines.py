@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +33,16 @@ class Line:
     task: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Lines that were submitted together, or only checked: then they have no tasks. ``replayed``: an earlier run had submitted them."""
+
+    lines: Sequence[Line]
+    tasks: Sequence[Task] = ()
+    replayed: bool = False
+    warning: str | None = None
+
+
 class Refused(TaskyardError):
     """A line is wrong."""
 
@@ -44,6 +54,14 @@ class Done:
     line: int = 0
     tasks: int = 0
     before: int = 0
+    warnings: dict[str, None] = field(default_factory=dict)
+
+    def add(self, sent: Sent) -> None:
+        """Count what was submitted together."""
+        self.line = sent.lines[-1].number
+        self.tasks += len(sent.lines)
+        self.before += len(sent.lines) if sent.replayed else 0
+        self.warnings |= {} if sent.warning is None else {sent.warning: None}
 
     def sentence(self) -> str:
         """It, for people."""
@@ -67,17 +85,19 @@ def submit_lines(client: Client, given: str, defaults: Mapping[str, Any], key: s
         shown = bar.add_task("checked" if validate_only else "submitted", total=None)
         try:
             for batch in _batches(lines):
-                for part, tasks, replayed in _send(client, batch, key, validate_only=validate_only):
-                    done = Done(part[-1].number, done.tasks + len(part), done.before + (len(part) if replayed else 0))
+                for sent in _send(client, batch, key, validate_only=validate_only):
+                    done.add(sent)
                     bar.update(shown, completed=done.tasks)
                     if as_json:
-                        _write(part, tasks)
+                        _write(sent)
         except Exception:
             held.close()
             if not validate_only:
                 say(f"{done.sentence()} They are up to line {done.line}; nothing after it is." if done.tasks else "Nothing is submitted.")
                 say("Run the same command again, once that is mended: no task is made twice.")
             raise
+    for warning in done.warnings:
+        say(f"Warning: {warning}.")
     say(f"{done.tasks} tasks are right; nothing is submitted." if validate_only else done.sentence())
 
 
@@ -122,16 +142,16 @@ def _batches(lines: Iterable[tuple[Line, int]]) -> Iterator[list[Line]]:
         yield batch
 
 
-def _send(client: Client, batch: Sequence[Line], key: str, *, validate_only: bool) -> Iterator[tuple[Sequence[Line], Sequence[Task], bool]]:
-    """Submit a batch, or its halves where it is too large for this service: what was submitted together, its tasks, and whether it was there before."""
+def _send(client: Client, batch: Sequence[Line], key: str, *, validate_only: bool) -> Iterator[Sent]:
+    """Submit a batch, or its halves where it is too large for this service."""
     tasks = [dict(line.task) for line in batch]
     try:
         if validate_only:
             client.call("POST", "tasks", "batch", body={"tasks": tasks}, params={"validate_only": "true"})
-            yield batch, (), False
+            yield Sent(batch)
             return
         handles = client.batch(tasks, idempotency_key=_key(key, batch))
-        yield batch, [handle.task for handle in handles], handles[0].replayed
+        yield Sent(batch, [handle.task for handle in handles], handles[0].replayed, handles[0].warning)
     except TooLarge as error:
         if len(batch) == 1:
             raise Refused(f"Line {batch[0].number} is too large for the service: {error}") from error
@@ -156,6 +176,7 @@ def _places(error: Problem, batch: Sequence[Line]) -> str:
     return "\n".join(f"  line {batch[int(at[1])].number}: {at[2]}: {detail}" for at, detail in found if at and int(at[1]) < len(batch))
 
 
-def _write(part: Sequence[Line], tasks: Sequence[Task]) -> None:
-    for line, task in zip(part, tasks, strict=False):
+def _write(sent: Sent) -> None:
+    # Of lines that were only checked there are no tasks.
+    for line, task in zip(sent.lines, sent.tasks, strict=False):
         write_json({"line": line.number, **task.model_dump(mode="json", include={"id", "type", "status", "queue"})}, indent=None)

@@ -23,7 +23,7 @@ from taskyard.cli.rest import (
 )
 from taskyard.cli.submit import write_answer
 from taskyard.cli.tasklog import logs
-from taskyard.client import Event, Filters, Task
+from taskyard.client import Changed, Event, Filters, Task
 from taskyard.client.core import Action
 
 app = typer.Typer(help="Look at tasks, and move them.", no_args_is_help=True)
@@ -34,7 +34,7 @@ Filter = Annotated[
     list[str] | None,
     typer.Option("--filter", "-f", help="All tasks with this, such as status=failed or tag=nightly, instead of ids; repeat for more.", metavar="NAME=VALUE"),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="With --filter: count what it finds, and change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With --filter: say what would change, and change nothing.")]
 Id = Annotated[str, typer.Argument(help="Task id.", metavar="ID", autocompletion=complete_id)]
 Many = list[str] | None
 
@@ -49,6 +49,8 @@ def list_(
     created_after: Annotated[str | None, typer.Option(help="Only created after this time (RFC 3339).")] = None,
     created_before: Annotated[str | None, typer.Option(help="Only created before this time (RFC 3339).")] = None,
     q: Annotated[str | None, typer.Option("--query", "-q", help="First letters of an id, type or tag.")] = None,
+    unique_key: Annotated[Many, typer.Option(help="Only with this unique_key; repeat for more.")] = None,
+    metadata: Annotated[Many, typer.Option(help="Only with this in their metadata; repeat for more.", metavar="NAME=VALUE")] = None,
     parent: Annotated[str | None, typer.Option(help="Only those that this task's handler submitted.", metavar="ID")] = None,
     namespace: Namespace = None,
     all_namespaces: AllNamespaces = False,
@@ -60,7 +62,8 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List tasks, newest first."""
-    given = {"status": status, "type": type, "queue": queue, "tag": tag, "priority": priority, "q": q}
+    given: dict[str, Any] = {"status": status, "type": type, "queue": queue, "tag": tag, "priority": priority, "q": q, "unique_key": unique_key}
+    given |= {"metadata": dict(_pair(word, "--metadata") for word in metadata)} if metadata else {}
     given |= {"created_after": created_after, "created_before": created_before, "parent_id": parent, **namespace_filter(namespace, all_namespaces)}
     with connect(url, key, profile) as client:
         page = client.page(limit=limit, cursor=cursor, **cast(Filters, {name: value for name, value in given.items() if value is not None}))
@@ -161,7 +164,7 @@ def _move(
     with connect(url, key, profile) as client:
         if filters:
             done = client.act(verb, dry_run=dry_run, **_filter(filters))
-            write_json(done.model_dump()) if as_json else say(f"{done.matched} found, {done.changed} changed.")
+            write_json(done.model_dump(exclude_unset=True)) if as_json else say(_outcome(done, dry_run=dry_run))
             return
         move = {"cancel": client.cancel, "retry": client.retry, "hold": client.hold, "release": client.release}[verb]
         moved = [move(id_) for id_ in ids or ()]
@@ -171,20 +174,34 @@ def _move(
         write_table(("ID", "TYPE", "STATUS"), [(task.id, task.type, "asked to stop" if _stopping(task) else task.status) for task in moved])
 
 
+def _outcome(done: Changed, *, dry_run: bool) -> str:
+    if not dry_run:
+        return f"{done.matched} found, {done.changed} changed."
+    moves = (f"{one.count} {one.status} → {'asked to stop' if one.becomes == 'running' else one.becomes}" for one in done.would_change)
+    return f"{done.matched} found. Would change: {', '.join(moves) or 'nothing'}."
+
+
 def _filter(given: list[str]) -> Filters:
     """Words as the service's filter. What is wrong with a name or a value is the service's to say."""
     found: dict[str, Any] = {}
     for word in given:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{word!r}: expected a name and a value, such as status=failed", param_hint="--filter")
-        if name in ("status", "type", "queue", "tag"):
+        name, value = _pair(word, "--filter")
+        if name in ("status", "type", "queue", "tag", "id", "unique_key"):
             found.setdefault(name, []).append(value)
+        elif name.startswith("metadata."):
+            found.setdefault("metadata", {})[name.removeprefix("metadata.")] = value
         elif name in found:
             raise typer.BadParameter(f"{name} can be given once", param_hint="--filter")
         else:
             found[name] = int(value) if name == "priority" and value.isdecimal() else value
     return cast(Filters, found)
+
+
+def _pair(word: str, option: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{word!r}: expected a name and a value, such as status=failed", param_hint=option)
+    return name, value
 
 
 def _stopping(task: Task) -> bool:

@@ -45,6 +45,7 @@ from taskyard.client.models import (
     Task,
     TaskError,
     TaskType,
+    WouldChange,
 )
 from taskyard.client.retries import Retries
 from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New
@@ -96,4 +97,5 @@ __all__ = [
     "Unreachable",
     "VersionConflict",
     "WaitTimeout",
+    "WouldChange",
 ]

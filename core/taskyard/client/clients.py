@@ -116,7 +116,7 @@ class Client(Calls, Blocking):
         """Submit a task. It is safe to be cut off: see :meth:`taskyard.client.core.Core.submit`."""
         new = _new(type, payload, options)
         made = run(self._core.submit(new, idempotency_key))
-        return Handle(self._core, made.tasks[0], new.handler, replayed=made.replayed)
+        return Handle(self._core, made.tasks[0], new.handler, replayed=made.replayed, warning=made.warning)
 
     @overload
     def batch(self, new: Iterable[New[R]], *, idempotency_key: str | None = ...) -> tuple[Handle[R], ...]: ...
@@ -130,7 +130,7 @@ class Client(Calls, Blocking):
         """
         tasks = new_tasks(new)
         made = run(self._core.batch(tasks, idempotency_key))
-        return tuple(Handle(self._core, task, one.handler, replayed=made.replayed) for task, one in zip(made.tasks, tasks, strict=True))
+        return tuple(Handle(self._core, task, one.handler, replayed=made.replayed, warning=made.warning) for task, one in zip(made.tasks, tasks, strict=True))
 
     @overload
     def handle(self, task_id: Id, type: Handler[Any, R]) -> Handle[R]: ...
@@ -176,7 +176,7 @@ class AsyncClient(Calls, Awaiting):
         """As :meth:`Client.submit`."""
         new = _new(type, payload, options)
         made = await self._core.submit(new, idempotency_key)
-        return AsyncHandle(self._core, made.tasks[0], new.handler, replayed=made.replayed)
+        return AsyncHandle(self._core, made.tasks[0], new.handler, replayed=made.replayed, warning=made.warning)
 
     @overload
     async def batch(self, new: Iterable[New[R]], *, idempotency_key: str | None = ...) -> tuple[AsyncHandle[R], ...]: ...
@@ -186,7 +186,9 @@ class AsyncClient(Calls, Awaiting):
         """As :meth:`Client.batch`."""
         tasks = new_tasks(new)
         made = await self._core.batch(tasks, idempotency_key)
-        return tuple(AsyncHandle(self._core, task, one.handler, replayed=made.replayed) for task, one in zip(made.tasks, tasks, strict=True))
+        return tuple(
+            AsyncHandle(self._core, task, one.handler, replayed=made.replayed, warning=made.warning) for task, one in zip(made.tasks, tasks, strict=True)
+        )
 
     @overload
     async def handle(self, task_id: Id, type: Handler[Any, R]) -> AsyncHandle[R]: ...

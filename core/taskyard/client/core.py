@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack
 from uuid import UUID
@@ -16,8 +17,8 @@ from pydantic import TypeAdapter
 from taskyard.client import streams
 from taskyard.client.errors import WaitTimeout
 from taskyard.client.exchange import Call, Exchange, get
-from taskyard.client.models import ActionStep, Changed, Checked, Delivery, Event, LogLine, Notifier, Page, Place, Plugin, Queue, Task, TaskType
-from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, new_task
+from taskyard.client.models import ActionStep, Changed, Checked, Delivery, Event, LogLine, Notifier, Page, Place, Plugin, Queue, Task, TaskType, WouldChange
+from taskyard.client.submissions import Changes, DeliveryFilters, Filters, New, new_task, query
 from taskyard.task_options import plain
 
 Id = UUID | str
@@ -42,6 +43,13 @@ class Submitted:
 
     tasks: tuple[Task, ...]
     replayed: bool
+    #: That no live worker serves a queue of them.
+    warning: str | None = None
+
+    @classmethod
+    def of(cls, tasks: tuple[Task, ...], headers: Mapping[str, str]) -> Submitted:
+        """What an answer with these headers says."""
+        return cls(tasks, "idempotency-replayed" in headers, headers.get("taskyard-warning"))
 
 
 class Core:
@@ -55,12 +63,12 @@ class Core:
     async def submit(self, new: New[Any], idempotency_key: str | None = None) -> Submitted:
         """Submit one task. Without a key it gets one, which its retries keep: however often it is sent, one task is made."""
         response = await self.exchange.perform(_keyed("tasks", body=new.body(), key=idempotency_key))
-        return Submitted((self.exchange.read(response, TASK),), "idempotency-replayed" in response.headers)
+        return Submitted.of((self.exchange.read(response, TASK),), response.headers)
 
     async def batch(self, new: Sequence[New[Any]], idempotency_key: str | None = None) -> Submitted:
         """Submit up to 1,000 tasks, all or none."""
         response = await self.exchange.perform(_keyed("tasks", "batch", body={"tasks": [one.body() for one in new]}, key=idempotency_key))
-        return Submitted(self.exchange.read(response, TASKS).items, "idempotency-replayed" in response.headers)
+        return Submitted.of(self.exchange.read(response, TASKS).items, response.headers)
 
     async def check(self, new: New[Any] | Mapping[str, Any]) -> Checked:
         """Check a submission, and submit nothing. It is given as for a batch."""
@@ -99,14 +107,14 @@ class Core:
         """Where a waiting task stands in its line."""
         return await self.exchange.ask(get("tasks", task_id, "place"), TypeAdapter(Place))
 
-    async def page(self, *, limit: int = 50, cursor: str | None = None, **filters: Unpack[Filters]) -> Page[Task]:
-        """One page of the tasks that the filters let through, newest first."""
-        params = {"limit": limit, **plain(filters)} | ({} if cursor is None else {"cursor": cursor})
+    async def page(self, *, limit: int = 50, cursor: str | None = None, fields: Iterable[str] | None = None, **filters: Unpack[Filters]) -> Page[Task]:
+        """One page of the tasks that the filters let through, newest first; with ``fields`` only these, and those that every :class:`Task` has."""
+        params = {"limit": limit, **query(filters), **_fields(fields)} | ({} if cursor is None else {"cursor": cursor})
         return await self.exchange.ask(get("tasks", params=params), TASKS)
 
-    def list(self, **filters: Unpack[Filters]) -> AsyncGenerator[Task, None]:
-        """All tasks that the filters let through, newest first, a page at a time."""
-        return streams.items(self.exchange, ("tasks",), plain(filters), TASKS)
+    def list(self, *, fields: Iterable[str] | None = None, **filters: Unpack[Filters]) -> AsyncGenerator[Task, None]:
+        """All tasks that the filters let through, newest first, a page at a time; ``fields`` as for :meth:`page`."""
+        return streams.items(self.exchange, ("tasks",), query(filters) | _fields(fields), TASKS)
 
     def events(self, task_id: Id) -> AsyncGenerator[Event, None]:
         """A task's history so far, oldest first."""
@@ -155,13 +163,18 @@ class Core:
     async def _act_on(self, things: str, action: str, filters: Mapping[str, Any], dry_run: bool) -> Changed:
         body = {"action": action, "filter": plain(filters), "dry_run": dry_run}
         matched = changed = 0
+        would: Counter[tuple[str, str]] = Counter()
         cursor: str | None = ""
         while cursor is not None:
             more = {"cursor": cursor} if cursor else {}
             call = Call("POST", (things, "actions"), body=body | more, safe=dry_run, timeout=httpx2.Timeout(None, connect=10.0))
             step = await self.exchange.ask(call, TypeAdapter(ActionStep))
             matched, changed, cursor = matched + step.matched, changed + step.changed, step.next_cursor
-        return Changed(matched=matched, changed=changed)
+            would.update({(one.status, one.becomes): one.count for one in step.would_change})
+        if not dry_run:
+            return Changed(matched=matched, changed=changed)
+        counts = tuple(WouldChange(status=old, becomes=new, count=count) for (old, new), count in sorted(would.items()))
+        return Changed(matched=matched, changed=changed, would_change=counts)
 
     async def _move(self, task_id: Id, verb: str, if_version: int | None) -> Task:
         return await self.exchange.ask(Call("POST", ("tasks", str(task_id), verb), headers=_if_match(if_version)), TASK)
@@ -221,6 +234,14 @@ class Core:
 def _keyed(*path: str, body: Mapping[str, Any], key: str | None) -> Call:
     # The key makes it safe to be sent twice (draft-ietf-httpapi-idempotency-key-header-07).
     return Call("POST", path, body=body, headers={"Idempotency-Key": key or str(uuid.uuid4())}, safe=True)
+
+
+def _fields(chosen: Iterable[str] | None) -> dict[str, str]:
+    """The parameter ``fields``: what was chosen, and what a Task can't be without."""
+    if chosen is None:
+        return {}
+    needed = (name for name, field in Task.model_fields.items() if field.is_required())
+    return {"fields": ",".join(dict.fromkeys([*needed, *chosen]))}
 
 
 def _if_match(version: int | None) -> dict[str, str]:

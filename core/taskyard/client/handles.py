@@ -22,13 +22,15 @@ R = TypeVar("R")
 class HandleCalls(Caller, Generic[R]):
     """What can be done with a task of which one knows what it results in."""
 
-    def __init__(self, core: Core, task: Task, handler: Handler[Any, R] | None = None, *, replayed: bool = False) -> None:
+    def __init__(self, core: Core, task: Task, handler: Handler[Any, R] | None = None, *, replayed: bool = False, warning: str | None = None) -> None:
         self._core = core
         self._handler = handler
         #: The task as it was when it was last looked at.
         self.task = task
         #: It was there before: an earlier submission with the same Idempotency-Key had made it.
         self.replayed = replayed
+        #: What the service said beside its answer: that no live worker serves the queue, or that of another task of the batch.
+        self.warning = warning
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.task.type} {self.task.id} {self.task.status}>"

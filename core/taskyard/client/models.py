@@ -142,11 +142,20 @@ class Checked(Answer):
     max_attempts: int
 
 
+class WouldChange(Answer):
+    """How many of one status a dry run would have moved, and to which. ``running`` becomes ``running`` where a task would be asked to stop."""
+
+    status: str
+    becomes: str
+    count: int
+
+
 class Changed(Answer):
-    """What an action came to: how many tasks the filter found, and how many of them were moved."""
+    """What an action came to: how many tasks the filter found, and how many of them were moved; of a dry run what would have been."""
 
     matched: int
     changed: int
+    would_change: tuple[WouldChange, ...] = ()
 
 
 class ActionStep(Changed):

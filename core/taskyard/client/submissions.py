@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, overload
 
@@ -33,6 +34,10 @@ class Filters(TypedDict, total=False):
     created_before: Time
     q: str
     parent_id: str
+    id: Words
+    unique_key: Words
+    #: Names at the top level of the tasks' metadata, and the value that each has. Lists and actions take it, and :meth:`Client.watch` does not.
+    metadata: Mapping[str, str | bool | float | None]
 
 
 class Changes(TypedDict, total=False):
@@ -106,3 +111,10 @@ def new_task(given: New[R] | Mapping[str, Any], pointer: str = "") -> New[R]:
     # Names that are no options are sent as well: the service knows them, or names the nearest right one.
     made.options = plain(fields)
     return made
+
+
+def query(filters: Mapping[str, Any]) -> dict[str, Any]:
+    """Filters as the query of a list has them."""
+    given = plain(filters)
+    wanted = given.pop("metadata", {})
+    return given | {f"metadata.{name}": value if isinstance(value, str) else json.dumps(value) for name, value in wanted.items()}
