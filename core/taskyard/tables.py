@@ -36,7 +36,7 @@ from taskyard.statuses import LIVE as LIVE
 from taskyard.statuses import TERMINAL as TERMINAL
 
 #: The migration that brought the tables to this shape; a test compares it with the newest one. Revision ids are ordered.
-SCHEMA_REVISION = "0014"
+SCHEMA_REVISION = "0015"
 
 IN_LINE = ("pending", "queued", "running")
 DELIVERY_STATUSES = ("pending", "queued", "sending", "delivered", "dead")
