@@ -13,11 +13,11 @@ import httpx2
 import pytest
 
 from tests.api.test_schemathesis import prepare, running, settings_of
+from tests.client_tools import TOOLS, install_client_tools
 from tests.databases import cloned
 
-ROOT = Path(__file__).parents[2]
 #: The generator needs an older typer than we do, so it has an environment of its own; so would a stranger.
-PYTHON = ROOT / ".venv-client" / "bin" / "python"
+PYTHON = TOOLS / "bin" / "python"
 NAME = "taskyard_generated"
 #: What a stranger writes with the client. It is type-checked, too.
 SCRIPT = """
@@ -58,7 +58,7 @@ print("done")
 
 @pytest.fixture(scope="module")
 def generator() -> Path:
-    subprocess.run(["make", "--silent", ".venv-client/.ready"], cwd=ROOT, check=True)
+    install_client_tools()
     return PYTHON
 
 

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from taskyard.plugins import Plugin, Registry
 from taskyard.settings import DatabaseSettings, Settings
 from taskyard_api.app import create_app
+from tests.client_tools import TOOLS, install_client_tools
 from tests.docs.markdown import ROOT
 from tests.taskyard_up import taskyard_up
 
@@ -29,7 +30,6 @@ from .odd_types import with_odd_types
 HERE = Path(__file__).parent
 PAGE = ROOT / "docs" / "clients.md"
 SHOWN = "http://127.0.0.1:8000"
-TOOLS = ROOT / ".venv-client"
 #: A Java that is gone in five seconds needs no second compiler.
 JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx512m"
 Run = Callable[..., str]
@@ -58,7 +58,7 @@ EXAMPLES = {example.file: example for example in examples()}
 @pytest.fixture(scope="module")
 def tools() -> dict[str, str]:
     """An environment in which the generators, Java and Node.js are found."""
-    subprocess.run(["make", "--silent", ".venv-client/.ready"], cwd=ROOT, check=True)
+    install_client_tools()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "NODE_"))}
     return kept | {"PATH": f"{TOOLS / 'bin'}:{os.environ['PATH']}", "JDK_JAVA_OPTIONS": JAVA}
 
