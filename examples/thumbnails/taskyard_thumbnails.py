@@ -84,6 +84,7 @@ def thumbnail(payload: Thumbnail, ctx: Context) -> Made:
 
 def _read(path: Path, config: Config) -> bytes:
     """The file's content, if it really is inside a folder that the operator allows: links and `..` are followed first."""
+    real = path
     try:
         real = path.resolve(strict=True)
         allowed = any(real.is_relative_to(folder.resolve()) for folder in config.source_folders)
