@@ -13,6 +13,7 @@ import taskyard
 from taskyard import Context, Handler, Interrupted, InvalidInput, Retry, RetryLater, TaskCancelled, TaskFailed, UnknownTaskType, errors, handler, testing
 from taskyard.task_options import Options
 from taskyard.testing import HandlerRun, run_handler
+from taskyard.testing.runs import RunOptions
 
 from .markdown import ROOT, blocks, names, prose, rows
 
@@ -41,7 +42,7 @@ def public(of: Any) -> set[str]:
         ("## `Retry`", parameters(Retry)),
         ("## `Context`", public(Context)),
         ("## Testing kit", set(testing.__all__)),
-        ("### `run_handler`", parameters(run_handler)),
+        ("### `run_handler`", {"handler", "payload", *RunOptions.__annotations__}),
         ("### `HandlerRun`", public(HandlerRun)),
         ("## Interruptions", set(get_args(errors.Interruption))),
     ],
