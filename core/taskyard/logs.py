@@ -97,7 +97,9 @@ def configure_role(settings: Settings) -> None:
         sys.stdout, sys.stderr = Printed("stdout", logging.INFO, sys.stdout), Printed("stderr", logging.WARNING, sys.stderr)
         # Not by assignment: they are declared final. What is printed to them would be no JSON.
         for name in ("stdout", "stderr"):
-            setattr(sys, f"__{name}__", getattr(sys, name))
+            # A worker takes away the one by whose descriptor Celery writes.
+            if getattr(sys, f"__{name}__") is not None:
+                setattr(sys, f"__{name}__", getattr(sys, name))
     elif isinstance(sys.stdout, TextIOWrapper):
         # A process that is killed, as a worker's children are, would lose what its buffer still has.
         sys.stdout.reconfigure(line_buffering=True)
