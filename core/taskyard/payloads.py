@@ -8,14 +8,14 @@ and the testing kit; and for the defaults that a factory makes anew at each read
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic.types import Secret, SecretBytes, SecretStr
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
 
 from taskyard.errors import InvalidInput
 from taskyard.storable import storable_text
@@ -23,7 +23,8 @@ from taskyard.validation import problems_of
 
 _PLAIN = (str, int, float, bool, type(None))
 _SECRETS = (Secret, SecretStr, SecretBytes)
-_ARRAYS = (list, tuple, set, frozenset)
+_TEXTS = (str, bytes, bytearray, memoryview)
+_MASK = str(SecretStr("x"))
 _MISSING: Any = object()
 #: Kinds of Pydantic's schemas whose JSON is read as an equal value, unless a serializer says otherwise.
 _SIMPLE = {
@@ -94,13 +95,18 @@ def _check(payload: Any, sent: Any) -> None:
         return
     kind = type(payload)
     try:
-        again = kind.model_validate_json(to_json(sent))
+        text = to_json(sent)
+        again = kind.model_validate_json(text)
         differs = next(_differences(sent, _json(again), ""), None)
+        # A mask is written as a mask again.
+        masked = _MASK.encode() in text and again != payload
     except ValidationError as error:
         problems = problems_of(error, sent, kind.model_fields, "/payload")
         raise InvalidInput(f"The model {kind.__name__} does not accept its own JSON: {problems[0][0]}: {problems[0][1]}", problems) from error
     except Exception as error:  # a validator or a serializer of its own
         raise InvalidInput(f"The model {kind.__name__} does not accept its own JSON: {storable_text(error, 500)}", [("/payload", "not accepted")]) from error
+    if masked:
+        raise InvalidInput(f"The model {kind.__name__} writes a secret as {_MASK}: let its serializer write what it is to read", [("/payload", "masked")])
     if differs is not None:
         pointer = f"/payload{differs}"
         raise InvalidInput(f"The model {kind.__name__} reads its own JSON as something else at {pointer}: it would change on its way", [(pointer, "changes")])
@@ -124,7 +130,10 @@ def _differences(one: Any, other: Any, pointer: str) -> Iterator[str]:
 def _json(value: Any, written: Any = _MISSING, bytes_as: tuple[str, str] = ("utf8", "utf8")) -> Any:
     """A value as JSON that its type reads again. ``written`` is what Pydantic has made of it as a part of a model, by the names of the fields."""
     if isinstance(value, _SECRETS):
-        return _json(value.get_secret_value(), _MISSING, bytes_as)
+        inner = _json(value.get_secret_value(), _MISSING, bytes_as)
+        return to_json(inner).decode() if written == f'"{_MASK}"' else inner
+    if isinstance(written, str) and _MASK in written and not isinstance(value, _TEXTS):
+        return _unmasked_text(value, written, bytes_as)
     if isinstance(value, RootModel):
         return _json(value.root, _written(value) if written is _MISSING else written, bytes_as)
     if isinstance(value, BaseModel):
@@ -133,14 +142,23 @@ def _json(value: Any, written: Any = _MISSING, bytes_as: tuple[str, str] = ("utf
         return _of_dataclass(value, TypeAdapter(type(value)).dump_python(value, mode="json", round_trip=True) if written is _MISSING else written)
     if isinstance(value, Mapping):
         return _of_mapping(value, written, bytes_as)
-    if isinstance(value, _ARRAYS):
+    if isinstance(value, Iterator) or (isinstance(value, Collection) and not isinstance(value, _TEXTS)):
         if written is _MISSING:
             return [_json(item, _MISSING, bytes_as) for item in value]
-        whole = isinstance(written, list) and len(written) == len(value)
+        whole = isinstance(written, list) and isinstance(value, Collection) and len(written) == len(value)
         return [_json(item, there, bytes_as) for item, there in zip(value, written, strict=True)] if whole else written
     if isinstance(value, bytes) and (written is _MISSING or bytes_as[0] != bytes_as[1]):
         return to_jsonable_python(value, bytes_mode=bytes_as[1])  # type: ignore[arg-type]  # one of Pydantic's three words
     return to_jsonable_python(value) if written is _MISSING else written
+
+
+def _unmasked_text(value: Any, written: str, bytes_as: tuple[str, str]) -> str:
+    """A value whose JSON is a text of JSON, as that of ``Json[list[SecretStr]]``, with the secrets in it."""
+    try:
+        inner = from_json(written)
+    except ValueError:  # the text of a serializer of its own
+        return written
+    return to_json(_json(value, inner, bytes_as)).decode()
 
 
 def _written(model: BaseModel) -> Any:

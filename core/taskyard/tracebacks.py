@@ -15,6 +15,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -26,6 +27,8 @@ from taskyard.storable import storable_text
 MAX_TRACEBACK = 8000
 #: Our own rooms. A plugin is never a part of them.
 _FRAMEWORK = frozenset({"taskyard", "taskyard_api", "taskyard_migrations", "taskyard_pytest", "taskyard_worker"})
+#: Folders of installed libraries, also of an environment that is not this interpreter's: on PYTHONPATH, or beneath a virtual environment.
+_SITES = {"site-packages", "dist-packages"}
 #: Top-level packages of plugins. They may be installed among the libraries, and are shown all the same.
 _plugins: set[str] = set()
 
@@ -193,7 +196,7 @@ def _is_own(frame: FrameType) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _is_installed(filename: str) -> bool:
     """Is this a file of Python itself or of an installed library, or no file at all?"""
-    return filename.startswith("<") or any(filename.startswith(folder) for folder in _library_folders())
+    return filename.startswith("<") or not _SITES.isdisjoint(Path(filename).parts) or any(filename.startswith(folder) for folder in _library_folders())
 
 
 @functools.cache

@@ -6,6 +6,8 @@ import dataclasses
 import enum
 import json
 import uuid
+from collections import deque
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +29,8 @@ from pydantic import (
     computed_field,
     field_serializer,
     field_validator,
+    model_serializer,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypedDict
@@ -58,6 +62,18 @@ class Computed(BaseModel):
 
 class Jsoned(BaseModel):
     j: Json[dict[str, int]]
+
+
+class JsonedSecrets(BaseModel):
+    model: Json[Password]
+    values: list[Json[list[SecretStr]]]
+    value: Json[SecretStr]
+    maybe: Json[dict[str, SecretStr]] | None = None
+
+
+class Queued(BaseModel):
+    queue: deque[SecretStr]
+    inside: list[dict[str, deque[Password]]]
 
 
 class ReadBy(BaseModel):
@@ -181,6 +197,8 @@ MODELS: list[BaseModel] = [
     Password(password=SecretStr("hunter2")),
     Computed(a=2),
     Jsoned.model_validate({"j": '{"a": 1}'}),
+    JsonedSecrets.model_validate({"model": '{"password": "a"}', "values": ['["b", "c"]'], "value": '"d"', "maybe": '{"e": "f"}'}),
+    Queued(queue=deque([SecretStr("a")]), inside=[{"b": deque([Password(password=SecretStr("c"))])}]),
     ReadBy.model_validate({"val": "x", "outer": {"inner": [0, 5]}}),
     WrittenBy(value="x"),
     Camel(first_name="Ann"),
@@ -209,6 +227,17 @@ def test_dataclasses_typed_dicts_and_containers_are_written_likewise(value: Any,
     assert TypeAdapter(kind).validate_json(json.dumps(payload_json(value))) == value
 
 
+@pytest.mark.parametrize(
+    "secrets", [deque([SecretStr("a")]), iter([SecretStr("a")]), {"it": SecretStr("a")}.values()], ids=lambda secrets: type(secrets).__name__
+)
+def test_secrets_in_a_collection_of_any_kind_are_sent(secrets: Iterable[SecretStr]) -> None:
+    assert payload_json({"secrets": secrets}) == {"secrets": ["a"]}
+
+
+def test_a_secret_that_looks_like_a_mask_is_a_secret() -> None:
+    assert payload_json(Password(password=SecretStr("**********")))["password"] == "**********"
+
+
 class Bytesy(BaseModel):
     b: bytes
 
@@ -220,6 +249,19 @@ class Hashing(BaseModel):
     @classmethod
     def _hash(cls, value: str) -> str:
         return f"#{value}"
+
+
+class Masking(BaseModel):
+    secret: SecretStr
+
+    @model_serializer
+    def _write(self) -> dict[str, str]:
+        return {"written_as": str(self.secret)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"secret": value["written_as"]} if "written_as" in value else value
 
 
 class OneWay(BaseModel):
@@ -235,6 +277,7 @@ class OneWay(BaseModel):
     [
         (Bytesy(b=b"\xff"), "can't be sent as JSON: .*utf.*set ser_json_bytes and val_json_bytes to 'base64'"),
         (Hashing(word="a"), "Hashing reads its own JSON as something else at /payload/word: it would change on its way"),
+        (Masking(secret=SecretStr("a")), r"Masking writes a secret as \*+: let its serializer write what it is to read"),
         (OneWay(n=3), "OneWay does not accept its own JSON: /payload/n: Input should be a valid integer"),
     ],
 )

@@ -31,12 +31,15 @@ class Watched:
         self.said = io.StringIO()
         self.renewed = 0
         self.found = Preflight()
+        self.never_ready = False
 
     async def _try(self) -> Preflight:
         return self.found
 
     async def _renew(self) -> None:
         self.renewed += 1
+        if self.never_ready:
+            await asyncio.Event().wait()
 
     async def during(self, steps: Callable[[], object], since: Stamps | None = None) -> None:
         """Watch while these steps are taken, in a thread."""
@@ -93,6 +96,19 @@ def test_settings_are_watched_and_a_refusal_leaves_the_roles_alone(watched: Watc
     lines = watched.said.getvalue().splitlines()
     assert "up | taskyard.toml changed, but no role would start with that, so the old code runs on: taskyard.toml: not valid TOML" in lines
     assert "up | Traceback ..." in lines
+
+
+def test_a_bad_save_while_the_roles_restart_does_not_claim_that_the_old_code_runs(watched: Watched) -> None:
+    watched.never_ready = True
+
+    def steps() -> None:
+        watched.until(lambda: watched.renewed > 0, lambda: watched.module.write_text("A = 1"))
+        watched.found = Preflight("Two plugins claim one type")
+        watched.until(lambda: "one type" in watched.said.getvalue(), lambda: watched.module.write_text("A = 2"))
+
+    asyncio.run(watched.during(steps))
+    assert "they start again once it is mended: Two plugins claim one type" in watched.said.getvalue()
+    assert "runs on" not in watched.said.getvalue()
 
 
 def test_code_that_never_comes_back_is_refused_after_a_time(tmp_path: Path) -> None:

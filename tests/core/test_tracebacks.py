@@ -57,6 +57,20 @@ def test_library_frames_are_one_line_and_the_place_is_the_plugins() -> None:
     assert str(place_of(error)).endswith(f"{HERE}:{_parse.__code__.co_firstlineno + 1}, in _parse")
 
 
+def test_a_library_is_one_in_any_environments_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "lib" / "python3" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "library_elsewhere.py").write_text("def fail():\n    raise OSError('no route')\n")
+    monkeypatch.syspath_prepend(packages)
+
+    def use() -> None:
+        __import__("library_elsewhere").fail()
+
+    error = _raised(use)
+    assert str(place_of(error)).endswith("in use")
+    assert "(1 frame of library_elsewhere, down to" in readable(error)
+
+
 def test_a_deep_recursion_keeps_its_beginning_and_its_end() -> None:
     trace = readable(_raised(lambda: _recurse(800)))
     assert "calls are left out" in trace

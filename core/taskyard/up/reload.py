@@ -91,6 +91,7 @@ async def watch(sources: Sources, since: Stamps, try_it: Try, renew: Renew, outp
     renewing: set[asyncio.Task[None]] = set()
     replaced = asyncio.Event()
     known = since
+    roles = _Roles(try_it, renew, output)
 
     def changed(paths: set[Path]) -> None:
         nonlocal known
@@ -100,7 +101,7 @@ async def watch(sources: Sources, since: Stamps, try_it: Try, renew: Renew, outp
         if paths & {*sources.packages}:
             replaced.set()
         names = ", ".join(sorted(path.name for path in paths))
-        task = asyncio.create_task(_renewed(f"{names} changed", try_it, renew, output))
+        task = asyncio.create_task(roles.take_in(f"{names} changed"))
         renewing.add(task)
         task.add_done_callback(renewing.discard)
 
@@ -145,20 +146,34 @@ async def _follow(sources: Sources, folders: set[Path], changed: Changed, starte
         begun = True
 
 
-async def _renewed(news: str, try_it: Try, renew: Renew, output: Output) -> None:
-    tried = await try_it()
-    for failure in tried.failed:
-        _say(failure, output)
-    if tried.refused is not None:
-        _say(f"{news}, but no role would start with that, so the old code runs on: {tried.refused}", output)
-        return
-    output.say(f"{news}; restarting the roles")
-    try:
-        await renew()
-    except TaskyardError as error:
-        output.say(f"the reload failed: {error}")
-    else:
-        output.say("ready again, with the new code" + (", but for the plugins that have failed" if tried.failed else ""))
+class _Roles:
+    """The roles that run, and how they get what was saved."""
+
+    def __init__(self, try_it: Try, renew: Renew, output: Output) -> None:
+        self._try = try_it
+        self._renew = renew
+        self._output = output
+        # Not while they are restarted: a save that cuts that short is read by roles that start at this moment.
+        self._are_up = True
+
+    async def take_in(self, news: str) -> None:
+        """Try what was saved, and restart the roles for it if they would start."""
+        tried = await self._try()
+        for failure in tried.failed:
+            _say(failure, self._output)
+        if tried.refused is not None:
+            end = "so the old code runs on" if self._are_up else "and they were just restarting; they start again once it is mended"
+            _say(f"{news}, but no role would start with that, {end}: {tried.refused}", self._output)
+            return
+        self._output.say(f"{news}; restarting the roles")
+        self._are_up = False
+        try:
+            await self._renew()
+        except TaskyardError as error:
+            self._output.say(f"the reload failed: {error}")
+        else:
+            self._are_up = True
+            self._output.say("ready again, with the new code" + (", but for the plugins that have failed" if tried.failed else ""))
 
 
 def _say(text: str, output: Output) -> None:
