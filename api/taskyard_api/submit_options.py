@@ -49,6 +49,17 @@ def submit_options(request: Request) -> SubmitOptions:
     return SubmitOptions(_key(headers.getlist("idempotency-key")), _validate_only(request.scope["query_string"]), wait_of(headers.getlist("prefer")))
 
 
+def check_options(request: Request) -> SubmitOptions:
+    """The options of a call that only checks: it takes none.
+
+    Raises:
+        InvalidInput: there is a query parameter.
+    """
+    for name, _ in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
+        raise InvalidInput(f"No such query parameter: {name[:100]}.", unknown_names([name], [], "query parameter"))
+    return SubmitOptions(validate_only=True)
+
+
 def _key(given: list[str]) -> str | None:
     if not given:
         return None

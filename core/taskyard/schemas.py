@@ -81,7 +81,7 @@ def schema_of(kind: TypeAdapter[Any] | type[BaseModel], mode: JsonSchemaMode = "
         raise UnusableSchema(f"no JSON Schema can be built{at}: {problem}") from error
     if fault := _fault(schema):
         pointer, problem = fault
-        raise UnusableSchema(f"its JSON Schema can't be shown, because of {_named(schema, pointer)} (at {pointer or 'the top'}): {problem}")
+        raise UnusableSchema(f"its JSON Schema can't be shown: {_named(schema, pointer)} (at {pointer or 'the top'}): {problem}")
     return schema
 
 
@@ -188,7 +188,7 @@ def _a(value: Any) -> str:
 def _named(schema: Schema, pointer: str) -> str:
     """What a pointer into a schema is about, for people: ``the field 'most' of Limits``."""
     parts = pointer.split("/")[1:]
-    model, field = str(schema.get("title", "the whole")), None
+    model, field = str(schema.get("title", "the whole schema")), None
     while len(parts) >= 2 and parts[0] in ("$defs", "properties"):
         model, field = (parts[1], None) if parts[0] == "$defs" else (model, parts[1])
         parts = parts[2:]

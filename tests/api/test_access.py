@@ -219,13 +219,26 @@ SAME_FOR_ALL = {
 }
 #: Lists, with ways to ask for what another namespace has, of the task and the tag that are put in.
 LISTS = {
-    "/api/v1/tasks": ("", "?tag=secret", "?q={task_id}", "?q={prefix}&type=anything", "?status=pending", "?created_after=2020-01-01T00:00:00Z"),
+    "/api/v1/tasks": (
+        "",
+        "?tag=secret",
+        "?q={task_id}",
+        "?q={prefix}&type=anything",
+        "?status=pending",
+        "?created_after=2020-01-01T00:00:00Z",
+        "?id={task_id}",
+        "?unique_key=one",
+        "?metadata.note=hidden",
+        "?fields=id,payload",
+    ),
     "/api/v1/deliveries": ("", "?task_id={task_id}", "?route=all%20ends", "?status=pending"),
 }
 #: What is neither: a test below says of each what it does with another namespace's things.
 TRIED_BELOW = {
     ("POST", "/api/v1/tasks"),
     ("POST", "/api/v1/tasks/batch"),
+    ("POST", "/api/v1/tasks/validate"),
+    ("POST", "/api/v1/tasks/batch/validate"),
     ("POST", "/api/v1/tasks/actions"),
     ("POST", "/api/v1/deliveries/actions"),
     ("GET", "/api/v1/events"),
@@ -252,7 +265,7 @@ async def two(app: FastAPI, engine: Engine, api_settings: Settings) -> AsyncIter
         with_key(app, new_key(engine, "a", namespace="ours", scopes=EVERYTHING)) as ours,
         with_key(app, new_key(engine, "b", namespace="theirs", scopes=EVERYTHING)) as theirs,
     ):
-        made = await submit(ours, tags=["secret"], unique_key="one")
+        made = await submit(ours, tags=["secret"], unique_key="one", metadata={"note": "hidden"})
         task = (await ours.get(f"/tasks/{made['id']}")).json()
         yield Two(ours, theirs, task, (await ours.get("/deliveries")).json()["items"][0])
 
@@ -483,6 +496,10 @@ async def test_what_others_have_is_in_the_way_of_no_submission(two: Two, engine:
         assert answer.json()["id"] not in (mine.json()["id"], two.task["id"])
     batch = await two.theirs.post("/tasks/batch", json={"tasks": [{"type": "anything", "payload": 1, "unique_key": "two"}]}, headers={"Idempotency-Key": "b"})
     assert batch.status_code == 201
+    for check, body in (("validate", {"unique_key": "one"}), ("batch/validate", {"unique_key": "two"})):
+        task = {"type": "anything", "payload": 1} | body
+        checked = await two.ours.post(f"/tasks/{check}", json={"tasks": [task]} if "batch" in check else task)
+        assert checked.status_code == (409 if body["unique_key"] == "one" else 200), "only live tasks of one's own namespace are in the way"
     with engine.connect() as connection:
         counted = connection.execute(text("SELECT namespace, count(*) FROM tasks GROUP BY 1 ORDER BY 1")).all()
     assert [tuple(row) for row in counted] == [("ours", 2), ("theirs", 3)]
@@ -684,7 +701,7 @@ CHANGES: dict[tuple[str, str], tuple[Any, str, str]] = {
 
 
 async def test_every_call_that_changes_something_leaves_who_did_it_and_from_where(app: FastAPI, two: Two, engine: Engine) -> None:
-    submissions = {("POST", "/api/v1/tasks"), ("POST", "/api/v1/tasks/batch")}
+    submissions = {("POST", f"/api/v1/tasks{end}") for end in ("", "/batch", "/validate", "/batch/validate")}
     asked = {(method, path) for method, path in walk.calls(app) if method not in ("GET", "HEAD")} - submissions
     assert asked == set(CHANGES), "a call that changes something has an entry in the audit: say here which"
     ids = {"task_id": two.task["id"], "delivery_id": two.delivery["id"], "name": "io"}

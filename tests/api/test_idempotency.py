@@ -149,18 +149,19 @@ async def test_two_keys_on_one_request_are_refused(client: AsyncClient) -> None:
     assert answer.status_code == 422
 
 
-async def test_validate_only_checks_everything_and_writes_nothing(client: AsyncClient, engine: Engine) -> None:
+@pytest.mark.parametrize("check", ["?validate_only=true", "/validate"])
+async def test_a_check_checks_everything_and_writes_nothing(client: AsyncClient, engine: Engine, check: str) -> None:
     fetch = {"type": "pages.fetch", "payload": {"url": "http://x"}}
-    answer = await client.post("/tasks?validate_only=true", json=fetch, headers={"Idempotency-Key": "k"})
+    answer = await client.post(f"/tasks{check}", json=fetch, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, answer.json()["queue"], answer.json()["max_attempts"]) == (200, "io", 5)
     assert "id" not in answer.json()
-    batch = await client.post("/tasks/batch?validate_only=true", json={"tasks": [fetch, TASK]})
+    batch = await client.post(f"/tasks/batch{check}", json={"tasks": [fetch, TASK]})
     assert (batch.status_code, [item["type"] for item in batch.json()["items"]]) == (200, ["pages.fetch", "anything"])
-    assert (await client.post("/tasks?validate_only=true", json={"type": "pages.fetch", "payload": {}})).status_code == 422
+    assert (await client.post(f"/tasks{check}", json={"type": "pages.fetch", "payload": {}})).status_code == 422
     assert stored(engine) == 0
     assert (await send(client, TASK, "k")).status_code == 201, "it has spent no key"
     holder = await submit(client, unique_key="u")
-    taken = await client.post("/tasks/batch?validate_only=true", json={"tasks": [TASK, TASK | {"unique_key": "u"}]})
+    taken = await client.post(f"/tasks/batch{check}", json={"tasks": [TASK, TASK | {"unique_key": "u"}]})
     assert (taken.status_code, taken.json()["task_id"], taken.json()["errors"][0]["pointer"]) == (409, holder["id"], "/tasks/1/unique_key")
     assert (await client.post("/tasks?validate_only=false", json=TASK)).status_code == 201
 
@@ -170,6 +171,12 @@ async def test_a_wrong_query_parameter_of_a_submission_is_named(client: AsyncCli
     for path, body in (("/tasks", TASK), ("/tasks/batch", {"tasks": [TASK]})):
         answer = await client.post(f"{path}?{query}", json=body)
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+async def test_a_call_that_only_checks_takes_no_query_parameter(client: AsyncClient) -> None:
+    for path, body in (("/tasks/validate", TASK), ("/tasks/batch/validate", {"tasks": [TASK]})):
+        answer = await client.post(f"{path}?validate_only=false", json=body)
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/validate_only")
 
 
 def test_a_client_that_retries_under_connection_resets_makes_exactly_one_task_each(api_settings: Settings, registry: Registry, engine: Engine) -> None:

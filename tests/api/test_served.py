@@ -43,6 +43,8 @@ async def test_a_submission_to_a_queue_that_nobody_serves_is_answered_with_a_war
     tasks = [{"type": "anything", "payload": 1, "queue": queue} for queue in ("x2", "io", "x1", "x2")]
     many = await client.post("/tasks/batch", json={"tasks": tasks})
     assert many.headers["Taskyard-Warning"] == "no live worker serves the queues x1, x2"
+    checked = [await client.post("/tasks/validate", json=tasks[0]), await client.post("/tasks/batch/validate", json={"tasks": tasks[:2]})]
+    assert [answer.headers["Taskyard-Warning"] for answer in checked] == ["no live worker serves the queue x2"] * 2, "nothing is submitted, but it would wait"
     serve(engine, "reports")
     await known(app)
     assert "Taskyard-Warning" not in (await client.post("/tasks", json={"type": "anything", "payload": 1, "queue": "reports"})).headers

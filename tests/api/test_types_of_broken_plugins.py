@@ -35,10 +35,11 @@ async def test_it_is_unavailable_and_its_plugin_is_named(client: AsyncClient, en
     )
 
 
-async def test_validate_only_tells_the_same(client: AsyncClient, engine: Engine) -> None:
+@pytest.mark.parametrize("path", ["/tasks?validate_only=true", "/tasks/validate"])
+async def test_a_check_tells_the_same(client: AsyncClient, engine: Engine, path: str) -> None:
     note(engine, ledger_book="broken")
-    answer = await client.post("/tasks?validate_only=true", json={"type": "ledger.book", "payload": 1})
-    assert answer.status_code == 503
+    answer = await client.post(path, json={"type": "ledger.book", "payload": 1})
+    assert (answer.status_code, answer.json()["plugin"]) == (503, "broken")
 
 
 @pytest.mark.parametrize("owner", [None, "sample", "gone"])

@@ -187,7 +187,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             "from pydantic import Field\nfrom typing import Annotated\n@handler('a.b')\n"
             "def f(p: Annotated[dict, Field(json_schema_extra={'type': 'nonsense'})]):\n"
             "  'Do.'\n@hookimpl\ndef taskyard_handlers(): return [f]",
-            "handler 'a.b': payload: its JSON Schema is not valid at $.type",
+            "handler 'a.b': payload: its JSON Schema can't be shown: the whole schema (at /type): it is not valid",
         ),
     ],
 )

@@ -29,7 +29,7 @@ from taskyard_api.prefer import PREFER, applied
 from taskyard_api.routes.answers import BODY, body, headers, problems, task_answer, tasks_answer
 from taskyard_api.routes.route import Route
 from taskyard_api.service import Service, namespace_of, service_of
-from taskyard_api.submit_options import IDEMPOTENCY_KEY, SubmitOptions, submit_options
+from taskyard_api.submit_options import IDEMPOTENCY_KEY, SubmitOptions, check_options, submit_options
 from taskyard_api.watch import TASK_ID
 
 router = APIRouter(tags=["tasks"], route_class=Route)
@@ -38,7 +38,7 @@ TURN = 0.01
 _REPLAYED = {"Idempotency-Replayed": "true"}
 #: Sent where a quota applies.
 _QUOTA = ("RateLimit", "RateLimit-Policy")
-#: Sent where tasks went to queues that nobody serves.
+#: Sent if no live worker serves a task's queue.
 WARNING = "Taskyard-Warning"
 _AGAIN = "Submitted before with this Idempotency-Key."
 _RIGHT = "It is right, and shown with its type's defaults."
@@ -60,8 +60,9 @@ _ONE = _PROBLEMS | {
     201: {"headers": headers("ETag", "Location", maybe=["Preference-Applied", WARNING, *_QUOTA])},
 }
 _MANY = _PROBLEMS | {200: _shown(_AGAIN, "TaskBatch", ["Idempotency-Replayed", WARNING, *_QUOTA]), 201: {"headers": headers(maybe=[WARNING, *_QUOTA])}}
-_CHECKED = problems(*BODY, PayloadTooLarge, UniqueConflict, UnknownTaskType)
-_CHECKED_ONE, _CHECKED_MANY = _CHECKED | {200: _shown(_RIGHT, "TaskPreview")}, _CHECKED | {200: _shown(_RIGHT, "TaskPreviews")}
+_CHECKED = problems(*BODY, PayloadTooLarge, UniqueConflict, UnknownTaskType, PluginFailed)
+_CHECKED_ONE = _CHECKED | {200: _shown(_RIGHT, "TaskPreview", [WARNING])}
+_CHECKED_MANY = _CHECKED | {200: _shown(_RIGHT, "TaskPreviews", [WARNING])}
 
 
 def _documented(schema: str, *parameters: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +78,7 @@ async def submit_task(request: Request) -> Response:
 @router.post("/tasks/validate", responses=_CHECKED_ONE, response_class=Response, openapi_extra=_documented("TaskIn"))
 async def validate_task(request: Request) -> Response:
     """Check a task as its submission would, write nothing, and show it with its type's defaults: as `POST /tasks?validate_only=true` does."""
-    return await _one(request, replace(submit_options(request), validate_only=True))
+    return await _one(request, check_options(request))
 
 
 async def _one(request: Request, options: SubmitOptions) -> Response:
@@ -89,7 +90,7 @@ async def _one(request: Request, options: SubmitOptions) -> Response:
         new = prepare(service.registry, sent, namespace=namespace, notifiers=service.settings.deliveries.subscriptions, queues=service.queues_of(namespace))
         if options.validate_only:
             await _refuse_conflicts(service, namespace, [new])
-            return _json(valid_task(new), 200)
+            return _json(valid_task(new), 200, _warned(service, [new.queue]))
         if options.wait is not None:
             new = replace(new, awaited=True)
         submitted, quota = await _submit(service, namespace, [new], key, "/payload")
@@ -98,7 +99,7 @@ async def _one(request: Request, options: SubmitOptions) -> Response:
     (row,) = submitted.rows
     id_ = row["id"]
     request.scope[TASK_ID] = str(id_)
-    headers = {"Location": f"{request.scope.get('root_path', '')}{BASE}/tasks/{id_}", **quota, **_warned(service, submitted.rows)}
+    headers = {"Location": f"{request.scope.get('root_path', '')}{BASE}/tasks/{id_}", **quota, **_warned(service, [row["queue"]])}
     if not submitted.replayed:
         service.submitted(row)
     if options.wait is not None:
@@ -129,7 +130,7 @@ async def submit_tasks(request: Request) -> Response:
 @router.post("/tasks/batch/validate", responses=_CHECKED_MANY, response_class=Response, openapi_extra=_documented("TasksIn"))
 async def validate_tasks(request: Request) -> Response:
     """Check tasks as their submission would, write nothing, and show them with their types' defaults."""
-    return await _many(request, replace(submit_options(request), validate_only=True))
+    return await _many(request, check_options(request))
 
 
 async def _many(request: Request, options: SubmitOptions) -> Response:
@@ -141,24 +142,25 @@ async def _many(request: Request, options: SubmitOptions) -> Response:
         new = await _unhurried(prepare_all(service.registry, batch_of(sent), namespace=namespace, notifiers=notifiers, queues=queues))
         if options.validate_only:
             await _refuse_conflicts(service, namespace, new)
-            return _json({"items": list(map(valid_task, new))}, 200)
+            return _json({"items": list(map(valid_task, new))}, 200, _warned(service, (task.queue for task in new)))
         submitted, quota = await _submit(service, namespace, new, key, "/tasks/{}/payload")
     except UniqueConflict as error:
         error.pointer = f"/tasks/{error.index}/unique_key"
         raise
     except InvalidInput as error:
         submitted, quota = await _made_before(service, key, error), {}
+    told = quota | _warned(service, (row["queue"] for row in submitted.rows))
     if submitted.replayed:
-        return tasks_answer(request, submitted.rows, 200, _REPLAYED | quota | _warned(service, submitted.rows))
+        return tasks_answer(request, submitted.rows, 200, _REPLAYED | told)
     for row in submitted.rows:
         service.submitted(row)
     answered = {"items": [new_task(*pair) for pair in zip(new, submitted.rows, strict=True)]}
-    return _json(answered, 201, quota | _warned(service, submitted.rows))
+    return _json(answered, 201, told)
 
 
-def _warned(service: Service, rows: Iterable[RowMapping]) -> dict[str, str]:
-    """A header, where tasks went to queues that no live worker serves."""
-    warning = service.served.warning(row["queue"] for row in rows)
+def _warned(service: Service, queues: Iterable[str]) -> dict[str, str]:
+    """A header, if no live worker serves one of the queues."""
+    warning = service.served.warning(queues)
     return {} if warning is None else {WARNING: warning}
 
 
