@@ -496,10 +496,11 @@ async def test_what_others_have_is_in_the_way_of_no_submission(two: Two, engine:
         assert answer.json()["id"] not in (mine.json()["id"], two.task["id"])
     batch = await two.theirs.post("/tasks/batch", json={"tasks": [{"type": "anything", "payload": 1, "unique_key": "two"}]}, headers={"Idempotency-Key": "b"})
     assert batch.status_code == 201
-    for check, body in (("validate", {"unique_key": "one"}), ("batch/validate", {"unique_key": "two"})):
-        task = {"type": "anything", "payload": 1} | body
-        checked = await two.ours.post(f"/tasks/{check}", json={"tasks": [task]} if "batch" in check else task)
-        assert checked.status_code == (409 if body["unique_key"] == "one" else 200), "only live tasks of one's own namespace are in the way"
+    task = {"type": "anything", "payload": 1}
+    for key, status in (("one", 409), ("two", 200)):
+        for path, checked in (("validate", task | {"unique_key": key}), ("batch/validate", {"tasks": [task | {"unique_key": key}]})):
+            answer = await two.ours.post(f"/tasks/{path}", json=checked)
+            assert answer.status_code == status, "only live tasks of one's own namespace are in the way of a check"
     with engine.connect() as connection:
         counted = connection.execute(text("SELECT namespace, count(*) FROM tasks GROUP BY 1 ORDER BY 1")).all()
     assert [tuple(row) for row in counted] == [("ours", 2), ("theirs", 3)]
