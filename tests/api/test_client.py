@@ -369,6 +369,9 @@ def test_lists_take_fields_ids_keys_and_metadata(call: Caller) -> None:
     (light,) = call(lambda client: client.page(id=one.id, fields=["metadata"])).items
     assert (light.payload, light.metadata, light.status) == (None, {"customer": 42, "new": True}, "pending")
     assert {task.payload for task in call(lambda client: client.list(fields=()))} == {None}
+    gone = call(lambda client: client.submit(fetch, PAGE))
+    call(lambda client: client.cancel(gone.id))
+    assert [task.ended for task in call(lambda client: client.list(fields=["tags"]))] == [True, False, False]
     would = call(lambda client: client.act("hold", dry_run=True, metadata={"customer": 42}))
     assert [(one.status, one.becomes, one.count) for one in would.would_change] == [("pending", "held", 1)]
 

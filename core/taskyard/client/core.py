@@ -237,11 +237,11 @@ def _keyed(*path: str, body: Mapping[str, Any], key: str | None) -> Call:
 
 
 def _fields(chosen: Iterable[str] | None) -> dict[str, str]:
-    """The parameter ``fields``: what was chosen, and what a Task can't be without."""
+    """The parameter ``fields``: what was chosen, and what a Task can't be without. Without ``finished_at``, no task would have ``ended``."""
     if chosen is None:
         return {}
     needed = (name for name, field in Task.model_fields.items() if field.is_required())
-    return {"fields": ",".join(dict.fromkeys([*needed, *chosen]))}
+    return {"fields": ",".join(dict.fromkeys([*needed, "finished_at", *chosen]))}
 
 
 def _if_match(version: int | None) -> dict[str, str]:
