@@ -270,7 +270,7 @@ def test_a_document_is_indexed_once_after_its_last_change(client: Client, site: 
     assert ended(client, second.id).result == 3
 
 
-def test_each_pattern_of_the_page_has_a_test_and_says_its_limits() -> None:
+def test_each_pattern_is_in_the_pages_table_and_says_its_limits() -> None:
     sections = PAGE.read_text().split("\n## ")[1:]
     assert all("**Limits.**" in section for section in sections)
     links = re.findall(r"\]\(#([\w-]+)\)", PAGE.read_text())
