@@ -93,6 +93,15 @@ def readable(error: BaseException, most: int = MAX_TRACEBACK) -> str:
     return f"{text[: most // 4]}\n{CUT}\n{text[-(most - most // 4 - 3) :]}"
 
 
+def readable_stack(innermost: FrameType) -> str:
+    """Where running code stands, and how it got there, as :func:`readable` shows it: the plugin's own frames, and a line for each run of others."""
+    stack: TracebackType | None = None
+    for frame, line in traceback.walk_stack(innermost):
+        stack = TracebackType(stack, frame, frame.f_lasti, line)
+    assert stack is not None
+    return "\n".join(_frames(stack, _FORMS[0]))
+
+
 def _lines(error: BaseException, form: _Form, depth: int = 0) -> Iterator[str]:
     chain = _chain(error)
     if len(chain) > form.chain:
@@ -185,7 +194,8 @@ def _folded(steps: list[TracebackType]) -> str:
 
 
 def _top(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__") or "?").partition(".")[0]
+    # The package first: a module that was started by `python -m` is called "__main__".
+    return str(frame.f_globals.get("__package__") or frame.f_globals.get("__name__") or "?").partition(".")[0]
 
 
 def _is_own(frame: FrameType) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from taskyard import logs
-from taskyard.tracebacks import MAX_TRACEBACK, declared_at, place_of, readable
+from taskyard.tracebacks import MAX_TRACEBACK, declared_at, place_of, readable, readable_stack
 
 HERE = Path(__file__).name
 
@@ -95,6 +96,18 @@ def test_causes_and_contexts_are_told_in_order() -> None:
 
     trace = readable(_raised(during))
     assert trace.index("JSONDecodeError") < trace.index("During handling of the above exception") < trace.index("KeyError: 'second'")
+
+
+def test_a_stack_is_shown_as_a_traceback_is_however_deep_a_library_stands() -> None:
+    def stand(left: int) -> str:
+        # A library between two calls: json calls back.
+        return str(json.loads("[0]", parse_int=lambda _: stand(left - 1))[0]) if left else readable_stack(sys._getframe())
+
+    shown = stand(30)
+    assert shown.count("in stand") > 3
+    assert "frames of json, down to" in shown
+    assert "raw_decode(" not in shown, "the source of a library"
+    assert shown.endswith("else readable_stack(sys._getframe())\n" + shown.splitlines()[-1])
 
 
 def test_a_cycle_of_causes_ends() -> None:

@@ -31,6 +31,7 @@ def test_a_blocked_event_loop_is_told_of_with_the_task_and_its_stack_while_it_is
         warning = events(child, "async.blocked")[0]
         assert (warning["type"], warning["task_id"], warning["level"]) == ("c.block", id_, "warning")
         assert "wait_for(payload.what)" in warning["stack"]
+        assert "taskyard_worker" not in warning["stack"], "frames that are not the handler's"
         stray = child.strays[0]
         assert (stray["type"], stray["blocked"] >= 0.2) == ("c.block", True)
         until(lambda: events(child, "async.goes_on"), what="the end of the block")

@@ -9,12 +9,15 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the interpreter's own, without a stub: signal makes enumerations of all that it finds
 import asyncio
 import contextvars
+import gc
 import locale
 import os
 import signal
 import socket
 import sys
 import threading
+import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -73,6 +76,26 @@ def _set_environment(saved: dict[bytes, bytes]) -> None:
             os.environb[name] = value
 
 
+def _set_time_zone(_: Any) -> None:
+    """Called when the environment is as it was, which names the zone."""
+    time.tzset()
+
+
+def _error_filters() -> list[Any]:
+    """Warnings that are raised as errors. Other filters are added by libraries that a task imports, and stay."""
+    return [found for found in warnings.filters if found[0] == "error"]
+
+
+def _set_error_filters(saved: list[Any]) -> None:
+    kept = [found for found in warnings.filters if found[0] != "error" or found in saved]
+    warnings.resetwarnings()
+    warnings.filters[:] = kept  # type: ignore[index]  # a list, which typeshed keeps to itself
+
+
+def _set_collection(is_on: bool) -> None:
+    gc.enable() if is_on else gc.disable()
+
+
 def _folder() -> str | None:
     with suppress(OSError):
         return os.getcwd()  # noqa: PTH109  # a text, compared after each task
@@ -124,12 +147,15 @@ PROCESS = (
     Part("blocked signals", lambda: _signal.pthread_sigmask(signal.SIG_BLOCK, ()), lambda saved: signal.pthread_sigmask(signal.SIG_SETMASK, saved)),
     Part("the alarm", lambda: _signal.getitimer(signal.ITIMER_REAL)[0] > 0, _stop_timer),
     Part("the environment", lambda: dict(os.environb._data), _set_environment),  # type: ignore[attr-defined]  # a copy by way of its methods takes 20 times as long
+    Part("the time zone", lambda: (time.timezone, time.altzone, time.tzname), _set_time_zone),
     Part("the current folder", _folder, _set_folder),
     Part("the umask", _umask, os.umask),
     Part("the locale", lambda: locale.setlocale(locale.LC_ALL), lambda saved: locale.setlocale(locale.LC_ALL, saved)),
     Part("standard streams and hooks", _hooks, _set_hooks),
     Part("sys.path", lambda: list(sys.path), _set_path),
     Part("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    Part("warnings that are errors", _error_filters, _set_error_filters),
+    Part("garbage collection", gc.isenabled, _set_collection),
     Part("the default timeout of sockets", socket.getdefaulttimeout, socket.setdefaulttimeout),
 )
 #: Changed by whoever uses asyncio as it is meant to be used.

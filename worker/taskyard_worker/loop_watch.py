@@ -6,19 +6,18 @@ import asyncio
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 import structlog
 
+from taskyard import tracebacks
+
 log = structlog.get_logger(__name__)
 
 #: How often within the threshold the loop is asked for an answer.
 _LOOKS = 4
-#: Lines of a stack that are told: its end tells most.
-_FRAMES = 20
 
 
 class LoopWatch:
@@ -64,7 +63,7 @@ class LoopWatch:
         if not fields and (frame is None or _is_waiting(frame)):
             # It waits for events: the whole process stood still, and goes on now.
             return
-        stack = "".join(traceback.format_stack(frame)[-_FRAMES:]) if frame is not None else ""
+        stack = tracebacks.readable_stack(frame) if frame is not None else ""
         consequence = "all async tasks of this process stand still; call what blocks in a thread, or make the handler sync"
         log.warning("async.blocked", **fields, seconds=round(time.monotonic() - asked_at, 1), stack=stack, consequence=consequence)
         answered.wait()

@@ -128,7 +128,9 @@ def run_handler(handler: Handler[Any, Any], payload: Any, **options: Unpack[RunO
 
 
 async def arun_handler(handler: Handler[Any, Any], payload: Any, **options: Unpack[RunOptions]) -> HandlerRun:
-    """:func:`run_handler` in the running event loop: the handler, and the lifespans that it needs, run in it. A sync handler runs in a thread."""
+    """:func:`run_handler` in the running event loop: the handler, and the lifespans that it needs, run in it. A sync handler runs in a thread,
+    where its timeouts do not interrupt it.
+    """
     one = _begin(handler, payload, **options)
     if one.over is None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import importlib
 import io
 import locale
@@ -18,6 +19,7 @@ import sys
 import sysconfig
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,9 @@ def look(_: Context) -> dict[str, Any]:
         "excepthook": sys.excepthook.__module__,
         "path": "/nowhere" in sys.path,
         "limit": sys.getrecursionlimit(),
+        "zone": time.localtime(0).tm_gmtoff,
+        "warnings": [action for action, *_ in warnings.filters if action == "error"],
+        "collects": gc.isenabled(),
         "socket": socket.getdefaulttimeout(),
         "loop": asyncio.run(_nothing()),
     }
@@ -225,6 +230,10 @@ def spoil(_: Context) -> None:
     sys.excepthook = print
     sys.path.insert(0, "/nowhere")
     sys.setrecursionlimit(5000)
+    os.environ["TZ"] = "Asia/Tokyo"
+    time.tzset()
+    warnings.simplefilter("error")
+    gc.disable()
     socket.setdefaulttimeout(1)
     asyncio._set_running_loop(asyncio.new_event_loop())
 
