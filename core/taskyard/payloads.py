@@ -41,13 +41,15 @@ def payload_json(payload: Any) -> Any:
     Raises:
         InvalidInput: it has something that JSON can't hold, or what would be sent is refused, or read as something else, by its own model.
     """
-    if type(payload) in _PLAIN or (isinstance(payload, dict | list) and not _has_more_than_json(payload)):
-        return payload
-    if isinstance(payload, BaseModel) and _is_simple(type(payload)):
-        # What most payloads are: a thirtieth of the time.
-        return payload.model_dump(mode="json", by_alias=True)
     try:
+        if type(payload) in _PLAIN or (isinstance(payload, dict | list) and not _has_more_than_json(payload)):
+            return payload
+        if isinstance(payload, BaseModel) and _is_simple(type(payload)):
+            # What most payloads are: a thirtieth of the time.
+            return payload.model_dump(mode="json", by_alias=True)
         sent = _json(payload)
+    except RecursionError as error:
+        raise InvalidInput("The payload can't be sent as JSON: it contains itself, or is nested too deeply.", [("/payload", "no JSON")]) from error
     except (PydanticSerializationError, UnicodeError, TypeError, ValueError) as error:
         hint = " For bytes that are no text, set ser_json_bytes and val_json_bytes to 'base64' in the model's config." if "utf" in str(error) else ""
         raise InvalidInput(f"The payload can't be sent as JSON: {storable_text(error, 500)}.{hint}", [("/payload", "no JSON")]) from error

@@ -40,7 +40,8 @@ async def test_submissions_are_taken_while_slow_lists_have_all_that_lists_may_ha
     with _locked(database_url, "task_logs"):
         lists = [asyncio.create_task(client.get(f"/tasks/{task['id']}/logs")) for _ in range(MANY)]
         while not lists[0].done():
-            assert (await client.post("/tasks", json={"type": "anything", "payload": 1})).status_code == 201
+            taken = await client.post("/tasks", json={"type": "anything", "payload": 1})
+            assert taken.status_code == 201, taken.text
             assert (await client.get(f"/tasks/{task['id']}")).status_code == 200
         answers = await asyncio.gather(*lists)
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "2")}
