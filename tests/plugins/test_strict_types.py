@@ -162,7 +162,7 @@ def pyright(folder: Path) -> list[tuple[str, int, str]]:
     """(file, line, message) of all errors and warnings."""
     (folder / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict", "extraPaths": [str(path) for path in sources(folder)]}))
     environment = {"PATH": f"{TOOLS / 'bin'}:{os.environ['PATH']}", "HOME": str(folder)}
-    command = [TOOLS / "bin" / "basedpyright", "--pythonpath", sys.executable, "--outputjson"]
+    command = [str(TOOLS / "bin" / "basedpyright"), "--pythonpath", sys.executable, "--outputjson"]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     told = json.loads(run.stdout)
     assert told["summary"]["filesAnalyzed"] == len(list(folder.rglob("*.py"))), run.stdout

@@ -145,8 +145,8 @@ def test_a_sum_is_made_when_all_children_have_ended(client: Client, tmp_path: Pa
     waiting = until(lambda: client.get(str(total.id)).error, what="the first look")
     assert (waiting.code, waiting.message) == ("retry-later", "2 of 2 pictures have not ended")
     client.resume("pictures")
-    for picture in client.list(parent_id=str(album.id), type="album.measure-picture"):
-        ended(client, picture.id)
+    for part in client.list(parent_id=str(album.id), type="album.measure-picture"):
+        ended(client, part.id)
     assert ended(client, total.id).result == 10
 
 
