@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import Request
 from jiter import from_json
 
 from taskyard.errors import InvalidInput
-from taskyard.storable import MAX_DEPTH, MAX_DIGITS, find_inexact
+from taskyard.storable import MAX_DEPTH, MAX_DIGITS, find_inexact, find_unstorable
 from taskyard.validation import MAX_PROBLEMS, unknown_names
 from taskyard_api.errors import MalformedBody, UnsupportedMedia
 
@@ -33,16 +34,30 @@ async def json_object(request: Request) -> dict[str, Any]:
         raise UnsupportedMedia(f"Expected Content-Type: application/json, not {kind or 'nothing'}.")
     if (coding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise UnsupportedMedia(f"Expected a body without Content-Encoding, not {coding[:100]}: it is not unpacked.")
+    text = await request.body()
     try:
-        value = from_json(text := await request.body(), allow_inf_nan=False, catch_duplicate_keys=True)
+        value = from_json(text, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
-        wrong = _wrong(str(error))
-        raise MalformedBody(f"The request's body is not JSON that can be read: {wrong}.", [("", wrong)]) from None
+        raise _malformed(text, str(error)) from None
     if not isinstance(value, dict):
         raise InvalidInput("The request's body is not an object.", [("", "expected a JSON object")])
     if inexact := find_inexact(text):
         raise InvalidInput("A number of the request can't be kept as it was sent.", [inexact])
     return value
+
+
+def _malformed(text: bytes, said: str) -> MalformedBody:
+    """The refusal of a text that the parser can't read, with the place if Python can read it."""
+    pointer, wrong = _place(text) or ("", _wrong(said))
+    return MalformedBody(f"The request's body is not JSON that can be read: {wrong}.", [(pointer, wrong)])
+
+
+def _place(text: bytes) -> tuple[str, str] | None:
+    """Where a NaN, an infinity or a lone surrogate is: Python and others write them, though they are not JSON."""
+    try:
+        return find_unstorable(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _wrong(said: str) -> str:

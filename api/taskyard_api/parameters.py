@@ -274,6 +274,14 @@ SomeWords = Annotated[list[Word], BeforeValidator(_listed), Field(min_length=1, 
 SomeStatuses = Annotated[list[Status], BeforeValidator(_listed), Field(min_length=1, max_length=50), _any_of({"enum": list(get_args(Status))})]
 
 
+def _scalar(value: Any) -> Any:
+    if isinstance(value, str):
+        return _storable(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise PydanticCustomError("scalar", "expected text, a number, a truth value or null")
+
+
 # Not the values' types: clients that are generated would have a class for them.
 _METADATA = WithJsonSchema(
     {
@@ -304,7 +312,9 @@ class ActionFilter(TypedDict, total=False):
         list[Annotated[UUID, Strict(False)]], BeforeValidator(_listed), Field(min_length=1, max_length=200), _any_of({"type": "string", "format": "uuid"}, 200)
     ]
     unique_key: SomeWords
-    metadata: Annotated[dict[str, str | bool | int | float | None], Field(min_length=1, max_length=MOST_NAMES), _METADATA]
+    metadata: Annotated[
+        dict[Annotated[str, AfterValidator(_storable)], Annotated[Any, AfterValidator(_scalar)]], Field(min_length=1, max_length=MOST_NAMES), _METADATA
+    ]
 
 
 _EXAMPLE: dict[str, Any] = {"examples": [{"action": "cancel", "filter": {"type": "pages.fetch", "status": ["scheduled", "pending"]}, "dry_run": True}]}
@@ -317,7 +327,7 @@ class TaskAction(TypedDict):
 
     action: Literal["cancel", "hold", "release", "retry"]
     filter: ActionFilter
-    dry_run: NotRequired[Annotated[bool, Field(description="Only count.")]]
+    dry_run: NotRequired[Annotated[bool, Field(description="Change nothing, and answer what would change.")]]
     cursor: NotRequired[ActionCursor]
 
 

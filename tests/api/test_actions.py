@@ -78,6 +78,22 @@ async def test_a_dry_run_changes_nothing(client: AsyncClient, engine: Engine) ->
         assert told["changed"] == sum(count for _, _, count in moves[action])
 
 
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"a": "\0"}, "the character U+0000 can't be in any stored text"),
+        ({"\0": "a"}, "the character U+0000 can't be in any stored text"),
+        ({"a": ["b"]}, "expected text, a number, a truth value or null"),
+        ({"a": {"b": 1}}, "expected text, a number, a truth value or null"),
+    ],
+)
+async def test_metadata_that_no_task_can_have_is_refused_once_with_its_place(client: AsyncClient, metadata: dict[str, Any], said: str) -> None:
+    refused = await act(client, "hold", {"metadata": metadata})
+    [place] = refused.json()["errors"]
+    assert (refused.status_code, place["detail"]) == (422, said)
+    assert place["pointer"].startswith("/filter/metadata/")
+
+
 async def test_an_action_takes_ids_keys_and_metadata(client: AsyncClient, engine: Engine) -> None:
     tasks = await many(client, 4, metadata={"customer": 42})
     other = await submit(client, unique_key="one")

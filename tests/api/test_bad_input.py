@@ -81,6 +81,13 @@ async def test_a_body_that_is_not_json_is_a_400(client: AsyncClient, body: str |
     await refused(client, body, 400)
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", '"\\ud800"'])
+async def test_what_only_lenient_writers_take_for_json_is_named_with_its_place(client: AsyncClient, value: str) -> None:
+    problem = await refused(client, f'{{"type": "anything", "payload": 1, "metadata": {{"a": [0, {value}]}}}}', 400)
+    assert [place["pointer"] for place in problem["errors"]] == ["/metadata/a/1"]
+    assert problem["errors"][0]["detail"] in problem["detail"]
+
+
 MISTAKES = {
     "a list": ([], ""),
     "a string": ('"anything"', ""),

@@ -320,7 +320,8 @@ def test_the_calls_do_what_they_say(call: Caller, engine: Engine, api_settings: 
         sync_routes(connection, api_settings.routes)
     one, two = call(lambda client: client.batch([New(fetch, PAGE, tags=["a"], delay=timedelta(hours=1)), New("anything", {"k": 1})]))
     assert (one.task.status, two.task.payload) == ("scheduled", {"k": 1})
-    assert call(lambda client: client.check(New(fetch, PAGE))).max_attempts == 5
+    checked = call(lambda client: client.check(New(fetch, PAGE)))
+    assert (checked.max_attempts, checked.warning) == (5, None)
     assert call(lambda client: client.hold(one.id)).status == "held"
     assert call(lambda client: client.release(one.id)).status == "scheduled"
     later = datetime(2040, 1, 31, 12, tzinfo=UTC)

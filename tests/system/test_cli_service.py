@@ -196,6 +196,10 @@ def test_a_wrong_line_is_named_and_what_was_submitted_before_it_is_said(client: 
         assert "Nothing is submitted." in err
     _, err = client("submit", "--from", "-", "--validate-only", stdin=lines("https://new/", "https://new/"))
     assert err.splitlines()[-1] == "2 tasks are right; nothing is submitted."
+    _, err = client("submit", "--from", "-", "--validate-only", stdin=lines("https://new/"))
+    assert err.splitlines()[-1] == "1 task is right; nothing is submitted."
+    _, err = client("submit", "--from", "-", stdin='\n{"type": "http.request", "payload": {"url": "https://new/"}, "metadata": {"n": [NaN]}}', code=1)
+    assert "line 2: /metadata/n/0: NaN and infinities are not JSON" in err
     _, err = client("submit", "--from", "nowhere.jsonl", code=2)
     assert "nowhere.jsonl" in err
 
@@ -206,7 +210,7 @@ def test_what_can_be_submitted_is_listed_and_shown(client: Client) -> None:
     assert [kind["type"] for kind in client.json("task-types", "list")["items"]] == sorted(kind["type"] for kind in client.json("task-types", "list")["items"])
     out, _ = client("task-types", "show", "http.request")
     assert "max attempts" in out
-    assert '"url": {' in out
+    assert '\n      "url": {\n' in out, "a schema is on lines of its own"
     assert client.json("task-types", "show", "http.request")["payload_schema"]["properties"]["url"]
     _, err = client("task-types", "show", "http.requst", code=1)
     assert "http.requst" in err

@@ -66,7 +66,7 @@ class Done:
     def sentence(self) -> str:
         """It, for people."""
         again = f", {self.before} of them by an earlier run" if self.before else ""
-        return f"{self.tasks} tasks are submitted{again}."
+        return f"{_counted(self.tasks)} submitted{again}."
 
 
 def submit_lines(client: Client, given: str, defaults: Mapping[str, Any], key: str, *, validate_only: bool, as_json: bool) -> None:
@@ -98,7 +98,11 @@ def submit_lines(client: Client, given: str, defaults: Mapping[str, Any], key: s
             raise
     for warning in done.warnings:
         say(f"Warning: {warning}.")
-    say(f"{done.tasks} tasks are right; nothing is submitted." if validate_only else done.sentence())
+    say(f"{_counted(done.tasks)} right; nothing is submitted." if validate_only else done.sentence())
+
+
+def _counted(tasks: int) -> str:
+    return "1 task is" if tasks == 1 else f"{tasks} tasks are"
 
 
 def _opened(given: str) -> BinaryIO:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from taskyard.cli.output import AsJson, console, json_text, write_json, write_pairs, write_table
+from taskyard.cli.output import AsJson, json_text, write_json, write_lines, write_pairs, write_table
 from taskyard.cli.rest import Key, ProfileName, Url, complete_type, connect
 
 app = typer.Typer(help="Look at what can be submitted.", no_args_is_help=True)
@@ -42,5 +42,4 @@ def show(
     defaults = kind.pop("defaults")
     write_pairs((name, value) for name, value in (kind | {name.replace("_", " "): value for name, value in defaults.items()}).items())
     for name, schema in schemas:
-        console().print()
-        write_pairs([(name, json_text(schema, indent=2))])
+        write_lines(f"\n{name}", json_text(schema, indent=2))

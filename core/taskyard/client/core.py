@@ -33,6 +33,7 @@ TASKS = TypeAdapter(Page[Task])
 EVENTS = TypeAdapter(Page[Event])
 LOGS = TypeAdapter(Page[LogLine])
 DELIVERIES = TypeAdapter(Page[Delivery])
+CHECKED = TypeAdapter(Checked)
 QUEUE = TypeAdapter(Queue)
 JSON: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -73,7 +74,8 @@ class Core:
     async def check(self, new: New[Any] | Mapping[str, Any]) -> Checked:
         """Check a submission, and submit nothing. It is given as for a batch."""
         call = Call("POST", ("tasks",), body=new_task(new).body(), params={"validate_only": "true"}, safe=True)
-        return await self.exchange.ask(call, TypeAdapter(Checked))
+        response = await self.exchange.perform(call)
+        return self.exchange.read(response, CHECKED).model_copy(update={"warning": response.headers.get("taskyard-warning")})
 
     # --- look ---
 

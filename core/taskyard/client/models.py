@@ -132,7 +132,10 @@ class Place(Answer):
 
 
 class Checked(Answer):
-    """A submission that was only checked: what it would be, with its type's defaults filled in."""
+    """A submission that was only checked: what it would be, with its type's defaults filled in.
+
+    ``warning`` says that no live worker serves its queue; None: the service has nothing to warn of.
+    """
 
     type: str
     payload: Any
@@ -140,6 +143,7 @@ class Checked(Answer):
     queue: str
     timeout: float
     max_attempts: int
+    warning: str | None = None
 
 
 class WouldChange(Answer):
