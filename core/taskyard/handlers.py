@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypeVar as DefaultTypeVar
 
 from taskyard.errors import Interrupted, InvalidHandler, Outcome, TaskCancelled
-from taskyard.functions import is_async, unwrapped
+from taskyard.functions import body_of, is_async, unwrapped
 from taskyard.payloads import payload_json
 from taskyard.schemas import schema_of
 from taskyard.signatures import read_signature
@@ -413,7 +413,7 @@ def handler(
             soft_timeout=None if soft_timeout is None else float(soft_timeout),
             queue=queue,
             priority=priority,
-            description=(inspect.getdoc(unwrapped(function)) or "").partition("\n")[0],
+            description=(inspect.getdoc(unwrapped(function)) or inspect.getdoc(body_of(function)) or "").partition("\n")[0],
             is_async=is_async(function),
             wants_context=wants_context,
             bundle=bundle,

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import structlog
 
 from taskyard.masking import Hidden, escape_controls, mask, mask_url, masked_end, masked_start, secrets_in
-from taskyard.printed import Printed
+from taskyard.printed import Lasting, Printed
 from taskyard.settings import LogSettings, Settings
 
 #: Libraries that log each request or each message at a level which is too low for everyday use.
@@ -88,6 +88,8 @@ def _shown_trace(text: str) -> str:
 
 def configure_role(settings: Settings) -> None:
     """Make all that this process says log lines: for processes that serve, not for commands that answer somebody."""
+    if settings.log.format == "console":
+        _keep_open()
     configure(settings.log)
     hide(secrets_in(settings))
     sys.excepthook = _uncaught
@@ -100,9 +102,15 @@ def configure_role(settings: Settings) -> None:
             # A worker takes away the one by whose descriptor Celery writes.
             if getattr(sys, f"__{name}__") is not None:
                 setattr(sys, f"__{name}__", getattr(sys, name))
-    elif isinstance(sys.stdout, TextIOWrapper):
-        # A process that is killed, as a worker's children are, would lose what its buffer still has.
-        sys.stdout.reconfigure(line_buffering=True)
+
+
+def _keep_open() -> None:
+    """Let nobody close the standard streams. Each line is written at once: a process that is killed, as a worker's children are, loses its buffer."""
+    # Another class is somebody's own, such as pytest's.
+    if type(sys.stdout) is TextIOWrapper:
+        sys.stdout = Lasting(sys.stdout)
+    if type(sys.stderr) is TextIOWrapper:
+        sys.stderr = Lasting(sys.stderr)
 
 
 def task_logger(name: str, fields: dict[str, Any], keep: structlog.typing.Processor) -> Any:

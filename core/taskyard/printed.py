@@ -1,4 +1,4 @@
-"""Standard output and standard error as log lines."""
+"""Standard output and standard error that no plugin can close: as they are, or as log lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,35 @@ from typing import Any, TextIO
 
 #: A line that never ends comes in pieces of so many characters.
 LONGEST = 16_384
+
+
+class _LastingBytes(io.BufferedWriter):
+    def close(self) -> None:
+        """Write what is buffered, and stay open."""
+        self.flush()
+
+
+class Lasting(io.TextIOWrapper):
+    """A standard stream that stays open, also when one that was made around its ``buffer`` is garbage: all who print and log in the process share it."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        raw = io.FileIO(stream.fileno(), "w", closefd=False)
+        raw.name = stream.name
+        super().__init__(_LastingBytes(raw), encoding=stream.encoding, errors=stream.errors, line_buffering=True, write_through=stream.write_through)
+
+    @property
+    def mode(self) -> str:
+        """As that of a file which is open for writing."""
+        return "w"
+
+    def close(self) -> None:
+        """Write what is buffered, and stay open."""
+        self.flush()
+
+    def detach(self) -> Any:
+        """The stream of bytes. Unlike other streams, this one can still be written to."""
+        self.flush()
+        return self.buffer
 
 
 class Printed(io.TextIOWrapper):

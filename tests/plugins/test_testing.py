@@ -137,9 +137,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
             "handler 'a.b': payload: the example \"x\" at /properties/n does not fit its own schema",
         ),
         (
-            "from pydantic import Field, SecretStr\nclass P(BaseModel):\n  s: SecretStr = Field(examples=['x'])\n@handler('a.b')\ndef f(p: P):\n  'Do.'\n"
-            "@hookimpl\ndef taskyard_handlers(): return [f]",
-            "is another one after it was written and read again",
+            "from pydantic import Field, field_validator\nclass P(BaseModel):\n  s: str = Field(examples=['x'])\n"
+            "  @field_validator('s')\n  def longer(cls, s): return s + '!'\n"
+            "@handler('a.b')\ndef f(p: P):\n  'Do.'\n@hookimpl\ndef taskyard_handlers(): return [f]",
+            "can't be submitted again once it was read: The model P reads its own JSON as something else at /payload/s",
         ),
         (
             "from pydantic import Field, field_validator\nclass P(BaseModel):\n  n: int = Field(examples=[1])\n"
@@ -196,6 +197,31 @@ def test_what_a_plugin_lacks_is_told_in_a_sentence(install: Callable[[str], str]
     assert any(told in problem for problem in problems), problems
     with pytest.raises(AssertionError, match="does not conform"):
         assert_plugin_conforms("strange")
+
+
+def test_payloads_that_arrive_as_they_are_submitted_and_handlers_of_all_kinds_conform(install: Callable[[str], str]) -> None:
+    source = """
+    import functools
+    from pydantic import Field, Json, SecretStr
+    class P(BaseModel):
+        secret: SecretStr = Field(examples=["x"])
+        inside: Json[list[SecretStr]] = Field(examples=['["y"]'])
+        written: int = Field(1, serialization_alias="writtenAs")
+    class Counter:
+        def __call__(self, p: P) -> int:
+            "Count."
+            return 1
+        def method(self, p: P) -> int:
+            "Count, too."
+            return 2
+    def of_two(first: int, p: P) -> int:
+        "Count up."
+        return first
+    HANDLERS = [handler("a.object")(Counter()), handler("a.method")(Counter().method), handler("a.partial")(functools.partial(of_two, 3))]
+    @hookimpl
+    def taskyard_handlers(): return HANDLERS
+    """
+    assert check_plugin(install(source)) == []
 
 
 def test_a_plugin_that_is_not_installed_is_told_with_the_near_one() -> None:

@@ -80,6 +80,17 @@ def test_it_costs_no_line_of_tasks_that_run_beside_it(bed: Zygote, how: str) -> 
     assert child.wait(beside).said.count("beside") >= 3
 
 
+@pytest.mark.parametrize("format_", ["console", "json"])
+def test_a_task_that_closes_the_standard_streams_closes_them_for_nobody(tmp_path: Path, format_: str) -> None:
+    with zygote(tmp_path, TASKYARD_LOG__FORMAT=format_) as bed:
+        child = bed.fork()
+        assert child.do("close streams").report["outcome"] == "succeeded"
+        assert child.do("log", "hunter2").said == ["kept"]
+        assert child.do("print", "after").report["outcome"] == "succeeded"
+        assert "by the standard library" in child.log()
+        assert "after" in child.log()
+
+
 def others(ended: Ended, own: str) -> list[Any]:
     """What a task has of others."""
     words = [line["message"] for line in ended.lines] + [said["message"] for said in ended.progress]

@@ -6,6 +6,7 @@ Run as ``python -m taskyard.testing.fresh NAME``, the options and what else is t
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 import operator
@@ -76,8 +77,10 @@ def _taken(plugin: Plugin, others: list[importlib_metadata.EntryPoint], asked: M
 
 
 def _not_importable(handler: Handler[Any, Any]) -> str | None:
-    """Whoever reads a traceback, or tests the plugin, finds the function by its module and name."""
+    """Whoever reads a traceback, or tests the plugin, finds the function by its module and name. Methods, partials and objects have none of their own."""
     function = handler.function
+    if not inspect.isfunction(function):
+        return None
     try:
         found = operator.attrgetter(function.__qualname__)(importlib.import_module(function.__module__))
     except (AttributeError, ImportError):

@@ -211,6 +211,14 @@ def look(_: Context) -> dict[str, Any]:
     }
 
 
+def close_streams(_: Context) -> None:
+    """Closes the standard streams in all the ways that programs have, most of them without a thought."""
+    io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8").close()
+    sys.stderr = io.TextIOWrapper(sys.stderr.buffer, encoding="utf-8")
+    sys.stdout.close()
+    getattr(sys.stdout, "detach")()  # noqa: B009  # not every TextIO has it
+
+
 async def _nothing() -> None:
     """What a task runs in an event loop of its own."""
 
@@ -246,6 +254,7 @@ def log_by_all_ways(ctx: Context, secret: str) -> None:
 
 DEEDS: Mapping[str, Callable[[Context], Any]] = {
     "pools": pools,
+    "close streams": close_streams,
     "left pool": left_pool,
     "terminate": terminated,
     "fork executor": executor("fork"),
@@ -269,6 +278,7 @@ DEEDS_WITH: Mapping[str, Callable[[Context, Any], Any]] = {
     "speak": speak_for_itself,
     "silence": silence,
     "log": log_by_all_ways,
+    "print": lambda _, text: print(text),
 }
 
 
