@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, TypeAdapter, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic.types import Secret, SecretBytes, SecretStr
 from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
@@ -20,6 +20,9 @@ from pydantic_core import PydanticSerializationError, from_json, to_json, to_jso
 from taskyard.errors import InvalidInput
 from taskyard.storable import storable_text
 from taskyard.validation import problems_of
+
+if TYPE_CHECKING:
+    from pydantic import RootModel
 
 _PLAIN = (str, int, float, bool, type(None))
 _SECRETS = (Secret, SecretStr, SecretBytes)
@@ -126,6 +129,11 @@ def _differences(one: Any, other: Any, pointer: str) -> Iterator[str]:
         yield pointer
 
 
+def _is_root_model(value: Any) -> TypeGuard[RootModel[Any]]:
+    # Not isinstance: to import RootModel builds a model, and that reads the entry points of all distributions, broken ones too.
+    return isinstance(value, BaseModel) and value.__pydantic_root_model__
+
+
 # --- writing --------------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +144,7 @@ def _json(value: Any, written: Any = _MISSING, bytes_as: tuple[str, str] = ("utf
         return to_json(inner).decode() if written == f'"{_MASK}"' else inner
     if isinstance(written, str) and _MASK in written and not isinstance(value, _TEXTS):
         return _unmasked_text(value, written, bytes_as)
-    if isinstance(value, RootModel):
+    if _is_root_model(value):
         return _json(value.root, _written(value) if written is _MISSING else written, bytes_as)
     if isinstance(value, BaseModel):
         return _of_model(value, _written(value) if written is _MISSING else written)
@@ -169,13 +177,18 @@ def _written(model: BaseModel) -> Any:
 
 def _of_mapping(value: Mapping[Any, Any], written: Any, bytes_as: tuple[str, str]) -> Any:
     if written is _MISSING:
-        return {_key(key): _json(item, _MISSING, bytes_as) for key, item in value.items()}
+        made = {_key(key): _json(item, _MISSING, bytes_as) for key, item in value.items()}
+        if len(made) < len(value):
+            raise ValueError(f"two of its names are the same text: {storable_text(list(value), 200)}")
+        return made
     if not isinstance(written, dict) or len(written) != len(value):
         return written
     return {key: _json(item, there, bytes_as) for (key, there), item in zip(written.items(), value.values(), strict=True)}
 
 
 def _key(key: Any) -> str:
+    if isinstance(key, Collection) and not isinstance(key, _TEXTS):
+        raise TypeError(f"a name in JSON is a text, not {storable_text(repr(key), 200)}")
     return key if isinstance(key, str) else next(iter(to_jsonable_python({key: None})))
 
 
@@ -238,7 +251,7 @@ def with_made_defaults(read: Any, sent: Any) -> Any:
     ``read`` is what validation has made of it. Stored so, a task's attempts all have the same values. A plain default is not stored: the
     next version of a handler may have another one.
     """
-    if isinstance(read, RootModel):
+    if _is_root_model(read):
         return with_made_defaults(read.root, sent)
     if isinstance(read, BaseModel) and isinstance(sent, dict):
         return _filled(read, sent)
