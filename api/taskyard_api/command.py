@@ -40,14 +40,18 @@ def serve(
     # Once it has stopped, uvicorn raises the signal that it was stopped by again.
     signal.signal(signal.SIGTERM, _stopped)
     signal.signal(signal.SIGINT, _stopped)
-    made = server(settings, StopGuard("web", web_budget(settings), Step("the drain delay")))
-    # Its requests may be large, and plugins' models read them: what they leave is looked for as often as Python thinks fit.
-    spare_what_is_loaded(young=None)
-    made.run()
+    try:
+        made = server(settings, StopGuard("web", web_budget(settings), Step("the drain delay")))
+        # Its requests may be large, and plugins' models read them: what they leave is looked for as often as Python thinks fit.
+        spare_what_is_loaded(young=None)
+        made.run()
+    except KeyboardInterrupt:
+        raise SystemExit(0) from None
 
 
 def _stopped(_signal: int, _frame: object) -> None:
-    raise SystemExit(0)
+    # Not SystemExit, which the loading of plugins would take for a plugin's own.
+    raise KeyboardInterrupt
 
 
 def server(settings: Settings, guard: StopGuard | None = None) -> uvicorn.Server:

@@ -1,9 +1,13 @@
-"""A request that a stop of the service does not wait for any more is told to come again."""
+"""A stop ends the service at any moment, and a request that it does not wait for any more is told to come again."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -47,3 +51,17 @@ async def test_what_still_waits_when_the_grace_of_a_stop_is_over_is_503_and_not_
     with engine.connect() as connection:
         # It was committed when the lock was gone, or never: it is not lost half-way.
         assert connection.execute(text("SELECT count(*) FROM tasks")).scalar_one() in (0, 1)
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_stop_that_comes_while_a_plugin_is_imported_ends_the_service(database_url: str, tmp_path: Path, number: str) -> None:
+    (tmp_path / "stopping.py").write_text(f"import os, signal\nos.kill(os.getpid(), signal.{number})\n")
+    about = tmp_path / "stopping-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: stopping\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text("[taskyard.plugins]\nstopping = stopping\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "DATABASE_URL": database_url}
+    command = [sys.executable, "-m", "taskyard", "serve", "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "plugin.failed" not in done.stdout + done.stderr
