@@ -76,10 +76,10 @@ def _ending(error: BaseException, retry: Retry, asked_to_stop: bool) -> Ending:
             return Ending("failed", error, {"message": storable_text(error, MAX_TEXT), **_plain(error.details), "code": storable_text(error.code, MAX_CODE)})
         case UnknownTaskType() if error.failed:
             # A plugin that is broken here may bring it: it may be mended by the next attempt.
-            return Ending("error", error, {"code": "invalid-submission", "message": storable_text(error, MAX_TEXT)})
+            return Ending("error", error, _refused_child(error))
         case InvalidInput():
             problems = [[storable_text(part) for part in problem] for problem in error.problems]
-            return Ending("failed", error, {"code": "invalid-submission", "message": storable_text(error, MAX_TEXT), "problems": problems})
+            return Ending("failed", error, {**_refused_child(error), "problems": problems})
         case TaskCancelled():
             return Ending("cancelled", error)
         case Interrupted():
@@ -88,6 +88,21 @@ def _ending(error: BaseException, retry: Retry, asked_to_stop: bool) -> Ending:
         case asyncio.CancelledError() if asked_to_stop:
             return Ending("cancelled", error)
     return Ending("error" if retry.allows(error) else "failed", error, describe(error))
+
+
+def _refused_child(error: InvalidInput) -> dict[str, Any]:
+    """The ``error`` of a task whose handler asked for a child that can't be: what is wrong with it, and the line that asked."""
+    message = storable_text(error, MAX_TEXT)
+    if not isinstance(error, UnknownTaskType) and error.problems and error.problems[0][1] not in message:
+        # The log and `taskyard up` print the message alone.
+        problems = "; ".join(f"{pointer}: {problem}" for pointer, problem in error.problems)
+        message = storable_text(f"{message.removesuffix('.')}: {problems}", MAX_TEXT)
+    return {"code": "invalid-submission", "message": message, **_where(error)}
+
+
+def _where(error: BaseException) -> dict[str, str]:
+    where = tracebacks.place_of(error)
+    return {"where": storable_text(where, MAX_TEXT)} if where else {}
 
 
 def _of_group(group: BaseException, decides: Ending, endings: list[Ending]) -> Ending:
@@ -112,11 +127,10 @@ def _of_group(group: BaseException, decides: Ending, endings: list[Ending]) -> E
 
 def describe(error: BaseException) -> dict[str, Any]:
     """An unexpected error as the task's ``error``: its class as the code, its text, and where it came from. Secrets that the log hides are masked."""
-    where = tracebacks.place_of(error)
     return {
         "code": storable_text(type(error).__name__, MAX_CODE),
         "message": masked_start(storable_text(error), MAX_TEXT, logs.clean, logs.longest_secret()),
-        **({"where": storable_text(where, MAX_TEXT)} if where else {}),
+        **_where(error),
         "traceback": tracebacks.readable(error),
     }
 

@@ -199,3 +199,17 @@ def test_a_child_of_an_unknown_type_is_tried_again_only_where_a_broken_plugin_ma
     unknown = ending_of(UnknownTaskType("a.b"), DEFAULT)
     perhaps = ending_of(UnknownTaskType("a.b", failed=["a"]), DEFAULT)
     assert [(one.ended, one.error and one.error["code"]) for one in (unknown, perhaps)] == [("failed", "invalid-submission"), ("error", "invalid-submission")]
+
+
+def test_a_refused_child_is_told_with_its_faults_and_the_line_that_asked_for_it() -> None:
+    def ask() -> None:
+        raise InvalidInput("The task is not as expected.", [("/payload/n", "too small"), ("/priority", "too large")])
+
+    with pytest.raises(InvalidInput) as raised:
+        ask()
+    error = ending_of(raised.value, DEFAULT).error or {}
+    assert error["message"] == "The task is not as expected: /payload/n: too small; /priority: too large"
+    assert error["problems"] == [["/payload/n", "too small"], ["/priority", "too large"]]
+    assert error["where"].endswith("in ask")
+    told_already = InvalidInput("P does not accept its own JSON: /payload/n: too small", [("/payload/n", "too small")])
+    assert (ending_of(told_already, DEFAULT).error or {})["message"] == str(told_already)
