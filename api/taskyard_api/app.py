@@ -31,7 +31,7 @@ from taskyard_api.service import Service
 
 #: Headers of ours that a web page may read, where web pages may call at all.
 EXPOSED = ("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After", "Taskyard-Warning", "X-Request-ID")
-#: Bytes from which on an answer is packed for those who take gzip, and how hard: half the time of the default, for JSON that is a few percent longer.
+#: Answers of so many bytes are compressed for clients that take gzip. This level takes half the time of the default, for a few percent more bytes.
 GZIP_FROM, GZIP_LEVEL = 1024, 4
 DESCRIPTION = f"""Typed background tasks. The same calls answer under `/api`, and with a trailing slash.
 Times are RFC 3339 with an offset, from 1970-01-01 to 9999-12-30; whole numbers are written without a fraction (`5`, not `5.0`); the character

@@ -69,7 +69,7 @@ class Query(BaseModel):
     """The query parameters of a call."""
 
     model_config = ConfigDict(extra="forbid")
-    #: Names that begin so are read elsewhere.
+    #: Parameters whose names begin with this are read by another function.
     elsewhere: ClassVar[str | None] = None
 
     @model_validator(mode="before")
@@ -202,7 +202,7 @@ class TaskQuery(FilterQuery, PageQuery):
 
 
 def metadata_filter(given: Iterable[tuple[str, str]]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """What ``metadata.NAME=VALUE`` asks for. A value is text and, if it reads as one, a number, a truth value or null.
+    """The names of ``metadata.NAME=VALUE``, each with the values that match: the text and, if it can be read as one, the number, truth value or null.
 
     Raises:
         InvalidInput: there are too many names, or a name or value is too long.
@@ -223,7 +223,7 @@ def metadata_filter(given: Iterable[tuple[str, str]]) -> tuple[tuple[str, tuple[
 
 
 def _readings(value: str) -> list[Any]:
-    """What a value of a query may mean."""
+    """The JSON values that a query's text may stand for."""
     try:
         read = json.loads(value)
     except (ValueError, RecursionError):

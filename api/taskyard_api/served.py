@@ -1,4 +1,4 @@
-"""Which queues live workers serve, as it was a moment ago: for a word to who submits to a queue that nobody serves."""
+"""The queues that live workers served a moment ago. Who submits to another queue is warned."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from taskyard.database_errors import driver_words
 from taskyard.errors import Unavailable
 
 log = structlog.get_logger(__name__)
-#: Seconds after which what was seen is looked at again, while somebody asks.
+#: Seconds between two looks at the database, while tasks are submitted.
 FRESH = 5.0
 #: Queues that one warning names.
 NAMED = 5
 
 
 class Served:
-    """Costs a submission a look at a set: it is refreshed beside requests, once in :data:`FRESH` seconds, and by nobody where nothing is submitted."""
+    """A set of queues. Submissions look at it, and never wait for the database: a task of its own refreshes it, at most once in :data:`FRESH` seconds."""
 
     def __init__(self, look: Callable[[], Awaitable[frozenset[str]]]) -> None:
         self._look = look
@@ -29,9 +29,9 @@ class Served:
         self._looking: asyncio.Task[None] | None = None
 
     def warning(self, queues: Iterable[str]) -> str | None:
-        """What to tell who has submitted to these. None: all are served, or it is not known yet."""
+        """A warning for tasks of these queues. None: all queues are served, or it is not known yet."""
         if time.monotonic() >= self._until and (self._looking is None or self._looking.done()):
-            # In a context of its own: it is for many requests.
+            # In a context of its own: the look is not part of the request that starts it.
             self._looking = asyncio.create_task(self._refresh(), context=Context())
         known = self._queues
         if known is None or not (missing := sorted({queue for queue in queues if queue not in known})):
