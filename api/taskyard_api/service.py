@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Concatenate, ParamSpec, TypeVar
 
@@ -12,6 +14,8 @@ from sqlalchemy import Connection, RowMapping
 
 from taskyard import audit, failpoints, gauges, ids, metrics, readiness, workers
 from taskyard.audit import Actor
+from taskyard.dispatch.app import create_celery
+from taskyard.dispatch.direct import DirectHints
 from taskyard.errors import InvalidInput
 from taskyard.ids import PublicIds
 from taskyard.keys import Caller
@@ -58,7 +62,8 @@ class Service:
         self.lists = Lists(settings)
         self.quotas = Quotas(settings.quotas, self.database) if settings.quotas.any else None
         self.key_lookups = KeyLookups(self.database)
-        self.announcer = Announcer(self.database)
+        self.hints = self._direct_hints()
+        self.announcer = Announcer(self.database, self.hints.hear if self.hints else None)
         self.feed = Feed(self.database, settings.api.max_streams)
         self._ids, self._ids_until = PublicIds(), 0.0
         self.waits = Waits(self.database)
@@ -74,6 +79,8 @@ class Service:
         await self.waits.close()
         await self.commits.close()
         await self.key_lookups.close()
+        if self.hints is not None:
+            await asyncio.to_thread(self.hints.close)
         await self.announcer.close()
         for glimpse in (self.scrape, self.readiness):
             await glimpse.close()
@@ -147,9 +154,31 @@ class Service:
         self.announce(row)
 
     def announce(self, row: RowMapping) -> None:
-        """Tell dispatchers of a task's row, if it is ready, or planned: they sleep until the next planned time that they know."""
-        if row["status"] in ("pending", "scheduled"):
-            self.announcer.announce(row["queue"], row["lane"])
+        """Tell a worker of a task's row by a direct hint, if it is ready and its line is open; else dispatchers, if it is ready or planned: they sleep
+        until the next planned time that they know.
+        """
+        if row["status"] not in ("pending", "scheduled"):
+            return
+        line = row["queue"], row["lane"]
+        if row["status"] == "pending" and self.hints is not None and self.hints.offer(line, row["id"], row["type"]):
+            self.measures.shared.count(metrics.DIRECT_HINTS)
+            self.announcer.announce_hinted(*line)
+        else:
+            self.announcer.announce(*line)
+
+    def _direct_hints(self) -> DirectHints | None:
+        """None where they are turned off, or no broker is configured here."""
+        broker = self.settings.broker
+        if not self.settings.api.direct_hints or broker.url is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        def dropped(line: tuple[str, str]) -> None:
+            # The loop may be gone: then this process ends, and a dispatcher's tick finds the task.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.announcer.announce, *line)
+
+        return DirectHints(create_celery(self.settings), broker, dropped)
 
 
 def service_of(request: Request) -> Service:

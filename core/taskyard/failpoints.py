@@ -37,6 +37,8 @@ POINTS: Final[Mapping[str, str]] = {
     "submit.committed": "the API has committed tasks and answered nobody",
     "verb.committed": "the API has committed a person's verb and not answered",
     "housekeep.committed": "a dispatcher has reaped, or moved a batch of what is due or expired, and dispatched nothing",
+    "hint.unsent": "the API has committed a task and is about to send its direct hint",
+    "hint.sent": "the API has sent a direct hint; dispatchers have not been told of the task",
     "dispatch.committed": "a dispatcher has marked tasks as queued and published none",
     "publish.unsent": "a dispatcher is about to send a message",
     "publish.confirmed": "the broker has confirmed a message; others that were sent with it may not be confirmed",

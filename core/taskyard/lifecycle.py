@@ -482,14 +482,16 @@ def cancel_requests(connection: Connection, ids: Iterable[UUID]) -> list[UUID]:
 
 
 # A hint is worth one run, not one task: if something more urgent waits in the same line, that is run, and the hint's own
-# task steps back in line. So priorities hold even against what the broker already has in another order.
+# task steps back in line. So priorities hold even against what the broker already has in another order. A task that is still
+# pending has had a direct hint.
 _CLAIM = text(
     f"""
 WITH me AS MATERIALIZED (
   SELECT id, name FROM workers WHERE id = :worker FOR KEY SHARE
 ), hinted AS MATERIALIZED (
-  SELECT id, type, priority, expires_at FROM tasks
-  WHERE id = ANY (CAST(:ids AS uuid[])) AND status = 'queued' AND queue = :queue AND lane = :lane AND EXISTS (SELECT 1 FROM me)
+  SELECT id, type, priority, expires_at, status FROM tasks
+  WHERE id = ANY (CAST(:ids AS uuid[])) AND in_line AND status IN ('pending', 'queued') AND queue = :queue AND lane = :lane
+    AND EXISTS (SELECT 1 FROM me)
   ORDER BY id FOR UPDATE
 ), better AS MATERIALIZED (
   SELECT id, priority FROM tasks
@@ -506,7 +508,8 @@ WITH me AS MATERIALIZED (
 ), chosen AS MATERIALIZED (
   SELECT id, true AS run, false AS unknown FROM taken
   UNION ALL
-  SELECT id, false, type <> ALL (CAST(:types AS text[])) FROM hinted WHERE id NOT IN (SELECT id FROM taken)
+  SELECT id, false, unknown FROM (SELECT *, type <> ALL (CAST(:types AS text[])) AS unknown FROM hinted) AS passed_over
+  WHERE id NOT IN (SELECT id FROM taken) AND (status = 'queued' OR unknown)
 ), moved AS (
   UPDATE tasks t SET
     status = CASE WHEN chosen.run THEN 'running' ELSE 'pending' END,
@@ -550,7 +553,7 @@ def claim(
 
     Only rows whose ``status`` is ``running`` in the answer are this worker's; the others stepped back in line or, if this
     worker has no handler for their type, were parked. Ids that match nothing (repeated, forged or late messages) are
-    missing.
+    missing, and so are tasks that had only a direct hint and stay where they are in line.
     """
     values = {"worker": worker, "queue": queue, "lane": lane, "ids": list(ids), "slots": len(ids), "types": list(types), "park_delay": park_delay}
     return list(connection.execute(_CLAIM, values).mappings().all())

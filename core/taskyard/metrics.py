@@ -68,6 +68,7 @@ RUN = Metric("taskyard_task_run_seconds", "histogram", "From a run's claim to it
 LOST = Metric("taskyard_tasks_lost_total", "counter", "Runs whose worker, or whose process in it, was lost.")
 SWEPT = Metric("taskyard_tasks_swept_total", "counter", "Tasks that were handed to the broker again, because nobody had claimed them.")
 MESSAGES = Metric("taskyard_messages_total", "counter", "Messages for tasks that the broker has taken: each is for one task, or for many quick ones.")
+DIRECT_HINTS = Metric("taskyard_direct_hints_total", "counter", "Tasks of which a web process has told workers itself, without a dispatcher.")
 STALE = Metric(
     "taskyard_stale_writes_total", "counter", "Writes that the fence refused: somebody else has the task by now, or the write came twice.", ("verb",)
 )
@@ -78,7 +79,7 @@ BLOCKED = Metric(
 )
 
 #: What is in the table ``counters``.
-SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, MESSAGES, STALE, PURGED, DELIVERIES, BLOCKED)
+SHARED = (SUBMITTED, FINISHED, WAIT, RUN, LOST, SWEPT, MESSAGES, DIRECT_HINTS, STALE, PURGED, DELIVERIES, BLOCKED)
 STALE_VERBS = ("beat", "deliver", "finish", "log", "progress")
 DELIVERY_OUTCOMES = ("delivered", "failed", "dead")
 #: Up to this many pairs of a type and a queue start at zero; beyond it, only each type in its own queue does.

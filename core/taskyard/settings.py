@@ -94,6 +94,10 @@ class ApiSettings(Section):
     list_timeout: Seconds = Field(5.0, description="Seconds that one statement of a list or an action may take.")
     max_streams: int = Field(5000, ge=0, le=100_000, description="Live event streams that one web process serves at once.")
     cors_origins: tuple[str, ...] = Field((), description="Origins of web pages that may call from a browser, such as https://app.example.com. Empty: none.")
+    direct_hints: bool = Field(
+        True,
+        description="Tell workers of a new task directly, while its queue is short; needs `broker.url`. Off: the dispatcher does it, a few milliseconds later.",
+    )
     drain_delay: float = Field(
         5.0,
         ge=0,

@@ -67,12 +67,41 @@ def test_a_hint_that_names_a_task_of_another_line_matches_nothing(life: Life, li
     assert life.status(task) == "queued"
 
 
-@pytest.mark.parametrize("status", ["scheduled", "pending", "running", "held", "succeeded", "failed", "cancelled", "expired"])
+@pytest.mark.parametrize("status", ["scheduled", "running", "held", "succeeded", "failed", "cancelled", "expired"])
 def test_a_late_or_forged_hint_matches_nothing(life: Life, status: str) -> None:
     task = life.in_status(status)
     before = life.row(task)
     assert life.claim(life.worker(), task, uuid4()) == []
     assert life.row(task) == before
+
+
+def test_a_direct_hint_runs_a_task_that_is_still_pending(life: Life) -> None:
+    task = life.submit()
+    (row,) = life.claim(life.worker(), task)
+    assert (row["id"], row["status"], counts(life.row(task)), life.event_types(task)) == (task, "running", (1, 1, 0), ["submitted", "started"])
+    assert life.row(task)["queued_at"] is not None
+
+
+def test_a_task_with_a_direct_hint_gives_way_to_a_more_urgent_one_and_stays_where_it_is(life: Life) -> None:
+    hinted, urgent = life.submit(priority=1), life.submit(priority=9)
+    before = life.row(hinted)
+    assert by_status(life.claim(life.worker(), hinted), "running") == [urgent]
+    assert life.row(hinted) == before
+
+
+def test_a_direct_hint_of_a_paused_queue_moves_nothing(life: Life) -> None:
+    task = life.submit()
+    life.execute("INSERT INTO queues (name, paused_at) VALUES ('default', now())")
+    before = life.row(task)
+    assert life.claim(life.worker(), task) == []
+    assert life.row(task) == before
+
+
+def test_a_direct_hint_of_an_unknown_type_parks_its_task_until_its_delay_is_over(life: Life) -> None:
+    task, worker = life.submit(type="demo.unknown"), life.worker()
+    assert [row["unknown"] for row in life.claim(worker, task)] == [True]
+    assert life.event_types(task) == ["submitted", "parked"]
+    assert life.claim(worker, task, types=("demo.unknown",)) == [], "it waits for its delay, whoever is told of it"
 
 
 def test_a_repeated_hint_is_one_run(life: Life) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from celery import Celery
 from kombu import Connection
@@ -24,7 +25,7 @@ from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused, Que
 from taskyard.settings import Route, Settings
 from tests.broker import forget
 from tests.ground import depth
-from tests.stack import until
+from tests.stack import PATIENCE, until
 
 from .life import Life, begin, new
 
@@ -515,3 +516,46 @@ def test_a_queue_that_confirms_nothing_is_given_up_and_then_replaced(yard: Yard,
     publisher.close()
     # What was in the old queue is gone with it: a hint, which is sent again when it is missed.
     assert len(yard.take()) == (1 if is_amqp(yard.settings.broker) else 2)
+
+
+@contextmanager
+def told_lines(yard: Yard) -> Iterator[Callable[[str], None]]:
+    """Gives a function that waits until dispatchers have told this of a line."""
+    url = yard.life.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as listener:
+        listener.execute("LISTEN taskyard_lines")
+
+        def wait_for(payload: str) -> None:
+            assert any(note.payload == payload for note in listener.notifies(timeout=PATIENCE)), f"{payload} was not told"
+
+        yield wait_for
+
+
+def test_a_line_is_open_to_direct_hints_while_its_backlog_is_short(yard: Yard) -> None:
+    with told_lines(yard) as told, yard.dispatcher(window=4):
+        told("open default/sync")
+        tasks = [yard.life.submit() for _ in range(5)]
+        yard.announce()
+        told("closed default/sync")
+        for task in tasks:
+            yard.life.person("cancel", task)
+        yard.take()
+        told("open default/sync")
+
+
+def test_a_paused_line_and_one_that_nobody_serves_are_closed_to_direct_hints(yard: Yard) -> None:
+    with told_lines(yard) as told, yard.dispatcher():
+        told("open io/sync")
+        yard.life.execute("INSERT INTO queues (name, paused_at) VALUES ('io', now())")
+        told("closed io/sync")
+        yard.life.execute("UPDATE workers SET queues = '{io}'")
+        told("closed default/sync")
+
+
+def test_a_look_for_lost_direct_hints_dispatches_what_is_still_pending(yard: Yard) -> None:
+    with yard.dispatcher(tick=3600):
+        until(lambda: yard.life.column("SELECT id FROM dispatchers"), what="its first look")
+        task = yard.life.submit()
+        yard.life.execute("SELECT pg_notify('taskyard_ready', '?default/sync')")
+        until(yard.all_queued([task]))
+        until(lambda: yard.depth() == 1)

@@ -279,7 +279,8 @@ class Ledger:
         running = [row for row in rows if row["status"] == "running"]
         answers.claimed += running
         # Tasks that gave way to more urgent ones wait for a message of their own again, and no message brings it but the next dispatch.
-        if any(row["status"] == "pending" and not row["unknown"] for row in rows):
+        hinted = set(ids)
+        if any(row["id"] not in hinted or (row["status"] == "pending" and not row["unknown"]) for row in rows):
             announce(connection, [(queue, lane)])
         answers.progressed = answers.progressed or bool(rows)
         for row in rows:

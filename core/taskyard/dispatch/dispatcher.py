@@ -13,7 +13,7 @@ import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -21,13 +21,14 @@ from sqlalchemy import Connection, Engine, RowMapping, text
 
 from taskyard import audit, broker_queues, clock, deliveries, digests, failpoints, idempotency, known_types, lifecycle, metrics, retention, system
 from taskyard.backoff import Backoff
-from taskyard.channels import READY
+from taskyard.channels import HINTED, READY, tell_lines
 from taskyard.database_errors import LOCKED, driver_words, is_mistake, is_outage, sqlstate_of
 from taskyard.deliveries import Due
 from taskyard.dispatch.bundles import crew_of, pack, reach
 from taskyard.dispatch.chores import Chores
 from taskyard.dispatch.gathering import Gathering
 from taskyard.dispatch.look import Outlook, lines, look, served_queues, workers
+from taskyard.dispatch.open_lines import OpenLines
 from taskyard.dispatch.overdue import Overdue
 from taskyard.dispatch.presence import Presence
 from taskyard.dispatch.publisher import BrokerAway, Publisher, QueueRefused
@@ -99,6 +100,7 @@ class Dispatcher:
         self._refill_at = float("inf")
         self._refills = REFILLS[0]
         self._skips = Skips(settings.dispatch.tick / REFILLS[0])
+        self._open = OpenLines()
         self._workers: Sequence[Mapping[str, Any]] = ()
         self._served: frozenset[str] = frozenset()
         self._stopping = False
@@ -174,6 +176,7 @@ class Dispatcher:
                 break
             self._dispatch_line(queue, lane)
         self._plan_refill()
+        self._tell_open_lines(waiting, outlook.paused)
         self._tell_presence()
         metrics.flush_if_due(self._engine, self._tally)
         wait = 0.0 if self._behind else outlook.wait(self._settings.dispatch.tick)
@@ -182,6 +185,15 @@ class Dispatcher:
             wait = min(wait, soon)
         # A purge that failed is overdue until its turn as a chore comes.
         return max(min(wait, max(soon, self._purge_at - now)), self._broker_back_at - now)
+
+    def _tell_open_lines(self, waiting: Collection[tuple[str, str]], paused: Collection[str]) -> None:
+        """Lines in which nothing waits are open, those that nobody serves are not; what is told of the others is known by their dispatch."""
+        served = {(queue, lane) for queue in self._served.difference(paused) for lane in LANES}
+        self._open.keep_only(served)
+        for line in served.difference(waiting):
+            self._open.set(line, True)
+        if news := self._open.news(time.monotonic()):
+            transaction(self._engine, tell_lines, news)
 
     def _tell_presence(self) -> None:
         """Look now and then whether the broker answers, even with nothing to send, and say so."""
@@ -250,7 +262,12 @@ class Dispatcher:
     def _heed(self) -> list[Filled]:
         """Dispatch what notifications name. NOTHING: look at everything, for what is named is planned, or the connection broke."""
         try:
-            filled = [self._dispatch_line(queue, lane) for queue, lane in self._served_lines(self._listener.take())]
+            taken = self._listener.take()
+            announced = {payload for payload in taken if not payload.startswith(HINTED)}
+            filled = [self._dispatch_line(queue, lane) for queue, lane in self._served_lines(announced)]
+            # That these have nothing ready is what is to be expected, and no reason to look at everything.
+            for queue, lane in self._served_lines({payload.removeprefix(HINTED) for payload in taken} - announced):
+                self._dispatch_line(queue, lane)
             if self._full and self._refill_at == float("inf"):
                 self._plan_refill()
             return filled
@@ -401,7 +418,16 @@ class Dispatcher:
             self._full.add((queue, lane))
         else:
             self._full.discard((queue, lane))
+        self._open_or_close((queue, lane), filled)
         return filled
+
+    def _open_or_close(self, line: tuple[str, str], filled: Filled) -> None:
+        """Is a line's backlog so short that direct hints are worth sending? Between a quarter and a half of its window, nothing changes."""
+        window = self._windows.get(line)
+        if filled is Filled.FULL or window is None or window.waiting > window.size // 2:
+            self._open.set(line, False)
+        elif filled is Filled.NOTHING and window.waiting <= window.size // 4:
+            self._open.set(line, True)
 
     def _fill(self, queue: str, lane: str) -> Filled:
         if time.monotonic() < self._broker_back_at or self._refused.holds((queue, lane)):

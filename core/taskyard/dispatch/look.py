@@ -16,7 +16,8 @@ SELECT
   EXISTS (SELECT 1 FROM workers WHERE beat_at < now() - :silence * interval '1 second') AS silent,
   EXTRACT(epoch FROM (SELECT min(next_run_at) FROM tasks WHERE next_run_at IS NOT NULL) - clock_timestamp())::float8 AS run_in,
   EXTRACT(epoch FROM (SELECT min(next_try_at) FROM deliveries WHERE next_try_at IS NOT NULL) - clock_timestamp())::float8 AS try_in,
-  (SELECT jsonb_agg(jsonb_build_object('queues', queues, 'slots', slots, 'pace', pace)) FROM workers) AS workers"""
+  (SELECT jsonb_agg(jsonb_build_object('queues', queues, 'slots', slots, 'pace', pace)) FROM workers) AS workers,
+  (SELECT array_agg(name) FROM queues WHERE paused_at IS NOT NULL) AS paused"""
 )
 
 _WORKERS = text("SELECT queues, slots, pace FROM workers")
@@ -43,6 +44,7 @@ class Outlook:
     run_in: float | None
     try_in: float | None
     workers: Sequence[Mapping[str, Any]] = ()
+    paused: Sequence[str] = ()
 
     def wait(self, tick: float) -> float:
         """Seconds until the next look, at most ``tick``. What was due is done, or somebody else has it: look again soon, not at once."""
@@ -53,7 +55,7 @@ class Outlook:
 def look(connection: Connection, silence: float) -> Outlook:
     """Ask what is due. ``silence`` is in seconds."""
     row = connection.execute(_LOOK, {"silence": silence}).one()
-    return Outlook(row.expiring, row.silent, row.run_in, row.try_in, row.workers or ())
+    return Outlook(row.expiring, row.silent, row.run_in, row.try_in, row.workers or (), row.paused or ())
 
 
 def workers(connection: Connection) -> Sequence[Mapping[str, Any]]:

@@ -19,6 +19,7 @@ from taskyard import failpoints
 from taskyard.database_errors import driver_words
 from taskyard.dispatch.app import DELIVER, RUN, broker_queue, delivery_queue, is_amqp
 from taskyard.dispatch.confirms import Confirms
+from taskyard.dispatch.messages import send
 from taskyard.dispatch.refusals import connection_refusal, queue_refusal
 from taskyard.errors import TaskyardError
 from taskyard.lifecycle import Hint
@@ -182,19 +183,7 @@ class Publisher:
                 failpoints.hit("publish.unsent")
                 if self._confirms:
                     self._confirms.sending(place, message.task_id)
-                self._app.send_task(
-                    name,
-                    args=[message.ids],
-                    task_id=message.task_id,
-                    shadow=message.shadow,
-                    argsrepr=repr(message.ids)[:200],
-                    queue=target,
-                    producer=self._producer,
-                    declare=[],
-                    retry=False,
-                    mandatory=True,
-                    ignore_result=True,
-                )
+                send(self._app, self._producer, name, target, message.ids, message.task_id, message.shadow, mandatory=True)
                 if not self._confirms:
                     self._confirmed(place, unconfirmed)
             if self._confirms:

@@ -44,6 +44,11 @@ class Window:
         self.size = size
 
     @property
+    def waiting(self) -> int:
+        """Tasks of the line that wait in the broker, as far as is known."""
+        return self.size - self.room
+
+    @property
     def worth_filling(self) -> bool:
         """Is half of it free? Filled a task at a time, messages would carry one task each."""
         return self.room >= max(1, self.size // 2)

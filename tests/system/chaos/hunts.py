@@ -44,6 +44,7 @@ HUNTS: Mapping[str, Hunt] = {
     # the socket of a worker that is stopped.
     "fence": Hunt("stale writes accepted", (Fault("worker-1", OVERTAKEN, 0.1, "run.ended"),), AGAIN, 80, 20, slots=8),
     "sweep": Hunt("tasks that did not end", (Fault(SERVERS, "messages stolen", 0.2),), QUICK, 120, 40, quiet=12),
+    "hint-sweep": Hunt("tasks that did not end", (Fault(SERVERS, "messages stolen", 0.2),), QUICK, 120, 40, quiet=12),
     "reap": Hunt("tasks that did not end", (Fault("worker-1", KILLED, 0.3), Fault("worker-2", KILLED, 0.5)), SLOW, 80, 20, quiet=12),
     # A dispatcher that looks at the broker itself finds that its queues are gone; between two ticks only the broker's answer can tell it.
     "confirm": Hunt("of those, lost without a reason", (Fault(SERVERS, "queues vanish", 0.2, UNNOTICED),), QUICK, 120, 40, tick=4.0, silence=20.0),

@@ -243,7 +243,7 @@ def _dealt(chance: random.Random) -> Mapping[str, list[str]]:
 
 
 def _role_of(point: str) -> str:
-    if point.startswith(("submit", "verb")):
+    if point.startswith(("submit", "verb", "hint")):
         return "api"
     return "dispatcher" if point in DISPATCHERS else "worker"
 

@@ -54,6 +54,11 @@ def sweep() -> None:
     _statement("_DISPATCH", {"queued_at < now() - :stale * interval '1 second'": "queued_at < now() - (:stale + 1e9) * interval '1 second'"})
 
 
+def hint_sweep() -> None:
+    """Dispatchers leave pending tasks to direct hints, and those whose hint was lost where they are."""
+    _statement("_DISPATCH", {"(status = 'pending' OR (status": "((status"})
+
+
 def reap() -> None:
     """A silent worker is never given up."""
     _statement("_SILENT", {"beat_at < now()": "beat_at < now() - interval '1000 years'"})
@@ -70,14 +75,21 @@ def terminal_guard() -> None:
     _statement(
         "_CLAIM",
         {
-            "AND status = 'queued' AND queue": "AND queue",
+            "AND in_line AND status IN ('pending', 'queued') AND queue": "AND queue",
             " AND t.status IN ('pending', 'queued')": "",
             "progress = CASE": "finished_at = NULL, progress = CASE",
         },
     )
 
 
-MUTATIONS: dict[str, Callable[[], None]] = {"fence": fence, "sweep": sweep, "reap": reap, "confirm": confirm, "terminal-guard": terminal_guard}
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "fence": fence,
+    "sweep": sweep,
+    "hint-sweep": hint_sweep,
+    "reap": reap,
+    "confirm": confirm,
+    "terminal-guard": terminal_guard,
+}
 
 
 def apply(name: str) -> None:
