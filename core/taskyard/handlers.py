@@ -23,7 +23,7 @@ from taskyard.functions import body_of, is_async, unwrapped
 from taskyard.payloads import payload_json
 from taskyard.schemas import schema_of
 from taskyard.signatures import read_signature
-from taskyard.storable import find_unstorable_json, storable_text
+from taskyard.storable import find_nulled, find_unstorable_json, from_json, storable_text
 from taskyard.task_options import Options, in_process
 
 P = TypeVar("P")
@@ -271,8 +271,12 @@ class Handler(Generic[P, R_co]):
             ValueError: it is not of that type, or can't be kept.
         """
         try:
-            text = self.result.serializer.to_json(self.result.validator.validate_python(value), by_alias=True, warnings="error").decode()
+            result = self.result.validator.validate_python(value)
+            text = self.result.serializer.to_json(result, by_alias=True, warnings="error").decode()
             problem = find_unstorable_json(text)
+            # JSON has no NaN, and Pydantic writes null for it.
+            if problem is None and "null" in text:
+                problem = find_nulled(self.result.serializer.to_python(result, by_alias=True), from_json(text))
         except Exception as error:  # Pydantic raises many kinds, and a model's own validators any
             raise ValueError(f"the result is not of the declared type: {storable_text(error, 4000)}") from error
         if problem:

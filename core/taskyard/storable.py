@@ -103,6 +103,19 @@ class _Inexact(float):
     problem = ""
 
 
+def find_nulled(value: Any, written: Any, pointer: str = "") -> tuple[str, str] | None:
+    """The first NaN or infinity in ``value`` that its JSON, ``written``, has as null: its JSON pointer and what is wrong, or None."""
+    if isinstance(value, float):
+        return (pointer, f"expected a finite number, not {value}") if written is None and not math.isfinite(value) else None
+    if isinstance(value, dict) and isinstance(written, dict):
+        pairs = [(f"{pointer}/{escape_pointer(key)}", one, other) for one, (key, other) in zip(value.values(), written.items(), strict=False)]
+    elif isinstance(value, list | tuple) and isinstance(written, list):
+        pairs = [(f"{pointer}/{place}", one, other) for place, (one, other) in enumerate(zip(value, written, strict=False))]
+    else:
+        return None
+    return next(filter(None, (find_nulled(one, other, place) for place, one, other in pairs)), None)
+
+
 def find_inexact(text: bytes) -> tuple[str, str] | None:
     """The first number in JSON text that a 64-bit float would change: its JSON pointer and what is wrong, or None. The text can be read as JSON.
 

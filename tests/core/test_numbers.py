@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ConfigDict, Field
 
+from taskyard import handler
 from taskyard.storable import find_inexact, find_unstorable, find_unstorable_json, read_json, to_json
 
 #: Each is kept: digit by digit if it is whole, else as the 64-bit float whose own digits these are.
@@ -64,3 +67,39 @@ def test_a_name_that_is_there_twice_is_not_read(text: str) -> None:
 @pytest.mark.parametrize("value", [{}, [], {"a": None, "b": ["x", {"c": 1.5}]}, "text", None])
 def test_what_is_read_is_what_was_written(value: Any) -> None:
     assert read_json(json.dumps(value)) == value
+
+
+class Written(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    value: float
+    note: str | None
+
+
+class Reading(BaseModel):
+    value: float | None = Field(serialization_alias="v")
+    others: tuple[float, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("result", "place"),
+    [
+        (Reading(value=float("nan")), "/v: expected a finite number, not nan"),
+        (Reading(value=None, others=(1.0, float("-inf"))), "/others/1: expected a finite number, not -inf"),
+    ],
+)
+def test_a_result_whose_number_json_does_not_have_is_refused_with_its_place(result: Reading, place: str) -> None:
+    @handler("numbers.read")
+    def read(payload: int) -> Reading:
+        return result
+
+    with pytest.raises(ValueError, match=re.escape(place)):
+        read.dump_result(result)
+
+
+def test_a_result_may_have_nulls_and_a_number_that_its_model_writes_as_a_text() -> None:
+    @handler("numbers.write")
+    def write(payload: int) -> Written:
+        return Written(value=float("inf"), note=None)
+
+    assert write.dump_result(write(1)) == '{"value":"Infinity","note":null}'
