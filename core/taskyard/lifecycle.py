@@ -57,7 +57,7 @@ TRANSITIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "promote": {"scheduled": ("pending",), "pending": ("pending",)},
     "dispatch": {"pending": ("queued",), "queued": ("queued",)},
     "withdraw": {"queued": ("pending",)},
-    "claim": {"queued": ("running", "pending"), "pending": ("running",)},
+    "claim": {"queued": ("running", "pending"), "pending": ("running", "pending")},
     "finish": {"running": ("succeeded", "failed", "cancelled", "scheduled", "pending")},
     "reap": {"running": ("pending", "failed", "cancelled")},
     "expire": dict.fromkeys(("scheduled", "pending", "queued", "held"), ("expired",)),

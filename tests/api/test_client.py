@@ -321,7 +321,8 @@ def test_the_calls_do_what_they_say(call: Caller, engine: Engine, api_settings: 
     one, two = call(lambda client: client.batch([New(fetch, PAGE, tags=["a"], delay=timedelta(hours=1)), New("anything", {"k": 1})]))
     assert (one.task.status, two.task.payload) == ("scheduled", {"k": 1})
     checked = call(lambda client: client.check(New(fetch, PAGE)))
-    assert (checked.max_attempts, checked.warning) == (5, None)
+    # The service looks now and then who serves which queue.
+    assert (checked.max_attempts, checked.warning) in ((5, None), (5, "no live worker serves the queue io"))
     assert call(lambda client: client.hold(one.id)).status == "held"
     assert call(lambda client: client.release(one.id)).status == "scheduled"
     later = datetime(2040, 1, 31, 12, tzinfo=UTC)

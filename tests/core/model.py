@@ -18,7 +18,7 @@ MOVES: dict[str, set[tuple[str, str]]] = {
     "promote": {("scheduled", "pending"), ("pending", "pending")},
     "dispatch": {("pending", "queued"), ("queued", "queued")},
     "withdraw": {("queued", "pending")},
-    "claim": {("queued", "running"), ("pending", "running"), ("queued", "pending")},
+    "claim": {("queued", "running"), ("pending", "running"), ("queued", "pending"), ("pending", "pending")},
     "finish": {("running", after) for after in ("succeeded", "failed", "cancelled", "scheduled", "pending")},
     "reap": {("running", after) for after in ("pending", "failed", "cancelled")},
     "expire": {(before, "expired") for before in ("scheduled", "pending", "queued", "held")},
@@ -195,18 +195,20 @@ class Model:
         if worker not in self.workers:
             return {}
         hinted = [self.tasks[id_] for id_ in dict.fromkeys(ids) if id_ in self.tasks]
-        hinted = [task for task in hinted if task.status == "queued" and task.queue == queue]
+        # One that is still pending has had a direct hint.
+        hinted = [task for task in hinted if task.waits_in_line and task.queue == queue]
         least = min((task.priority for task in hinted), default=9)
         line = [t for t in self.tasks.values() if t.queue == queue and t.waits_in_line]
         able = {t for t in line if t.type in KNOWN_TYPES and t.expires != "past" and (t in hinted or t.priority > least)}
         run = [] if queue in self.paused else urgent_first(able)[: len(ids)]
         for task in run:
             self._start(task, worker)
-        for task in set(hinted) - set(run):
+        back = [task for task in hinted if task not in run and (task.status == "queued" or task.type not in KNOWN_TYPES)]
+        for task in back:
             strange = task.type not in KNOWN_TYPES
             task.queued, task.next_run = None, "ahead" if strange else None
             self._move(task, "claim", "pending", "task.parked" if strange else None)
-        return {task.id: task.status for task in {*run, *hinted}}
+        return {task.id: task.status for task in (*run, *back)}
 
     def _start(self, task: Task, worker: UUID) -> None:
         task.fence += 1
