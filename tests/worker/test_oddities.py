@@ -26,7 +26,7 @@ RECORDED: list[tuple[str, tuple[str, ...], tuple[str, int], str | None]] = [
     ("number for a message", BOTH, ("succeeded", 1), None),
     ("nul for a message", BOTH, ("succeeded", 1), None),
     ("huge number", BOTH, ("failed", 1), "invalid-result"),
-    ("not a number", BOTH, ("succeeded", 1), None),
+    ("not a number", BOTH, ("failed", 1), "invalid-result"),
     ("deep", BOTH, ("failed", 1), "invalid-result"),
     ("object", BOTH, ("failed", 1), "invalid-result"),
     ("object for metadata", BOTH, ("failed", 1), "invalid-submission"),
