@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -47,7 +47,7 @@ class Place:
             count = connection.execute(text("SELECT count(*) FROM tasks")).scalar_one()
             self.some = connection.execute(text("SELECT id FROM tasks ORDER BY id OFFSET :half LIMIT 1"), {"half": count // 2}).scalar_one()
             # The cursor of a page begins after an id: that of the middle is as deep as one gets by turning half of all pages.
-            self.deep = cursors.encode(self.some.bytes, ["tasks", NAMESPACE, asdict(TaskFilters())])
+            self.deep = cursors.encode(self.some.bytes, ["tasks", NAMESPACE, TaskFilters().identity()])
 
 
 def growth(run: Run) -> None:
